@@ -1,0 +1,64 @@
+/**
+ * The engine as its caller, the loop in llm.ts, sees it: a packed batch of token slices goes in, rows of logits come
+ * out. Block ids and positions are decided by kv/ and scheduler/; the engine owns the tensors behind them.
+ */
+
+/** One sequence's share of a step. */
+export interface StepSlice {
+  /** Token ids to run, at positions `position .. position + tokens.length - 1` of the sequence. */
+  readonly tokens: ArrayLike<number>;
+  readonly position: number;
+  /** The sequence's block table: ids of the blocks that hold positions 0 .. position + tokens.length - 1. */
+  readonly blocks: ArrayLike<number>;
+  /** Which of the slice's rows need logits. */
+  readonly logits: 'none' | 'last' | 'all';
+}
+
+/** Rows copied between blocks before the step runs, in every layer (copy-on-write). */
+export interface BlockCopy {
+  readonly from: number;
+  readonly to: number;
+  /** The first rows of the block that are copied. */
+  readonly rows: number;
+}
+
+export interface StepBatch {
+  readonly slices: readonly StepSlice[];
+  readonly copies: readonly BlockCopy[];
+}
+
+/**
+ * Called once for each row that asked for logits, in the order of the batch.
+ * `logits` ([vocabulary], float32) is the engine's own memory: valid, and free to be overwritten, during the call only.
+ */
+export type OnRow = (slice: number, row: number, logits: Float32Array) => void;
+
+export interface EngineInfo {
+  readonly architecture: string;
+  /** Rows of the logits; may exceed the tokenizer's vocabulary. */
+  readonly vocabulary: number;
+  /** Longest sequence in tokens, prompt and answer together. */
+  readonly maxLength: number;
+  readonly blockTokens: number;
+  readonly blockCount: number;
+  /** Most tokens in one step, over all slices. */
+  readonly maxStepTokens: number;
+  /** Most slices in one step. */
+  readonly maxBatchSize: number;
+  readonly ranks: number;
+  readonly kvBytes: number;
+  readonly weightBytes: number;
+}
+
+export interface Engine {
+  readonly info: EngineInfo;
+  /** Runs one step to its end on the calling thread. Throws SluiceError `engine_failed`; the engine is then unusable. */
+  step(batch: StepBatch, onRow: OnRow): void;
+  close(): void;
+}
+
+export interface LoadProgress {
+  readonly phase: 'download' | 'weights' | 'compile' | 'warmup';
+  readonly done: number;
+  readonly total: number;
+}
