@@ -16,11 +16,9 @@ const sources = existsSync(folder) ? readdirSync(folder).filter((name) => name.e
 for (const source of sources) {
   const from = path.join(folder, source);
   const to = from.replace(/\.ts$/, '.wasm');
-  execFileSync(process.execPath, [
-    path.join(root, 'node_modules/assemblyscript/bin/asc.js'),
-    from,
-    '-o',
-    to,
-    ...options.split(' '),
-  ], { stdio: 'inherit' });
+  execFileSync(
+    process.execPath,
+    [path.join(root, 'node_modules/assemblyscript/bin/asc.js'), from, '-o', to, ...options.split(' ')],
+    { stdio: 'inherit' },
+  );
 }

@@ -9,7 +9,9 @@ for (const room of ['runtime', 'operator', 'local']) {
     filter: (from) => !/\.ts$/.test(from) && !from.includes('node_modules'),
   });
 }
-const { bin } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')) as { bin: Record<string, string> };
+const { bin } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')) as {
+  bin: Record<string, string>;
+};
 for (const file of Object.values(bin)) {
   if (existsSync(path.join(root, file))) chmodSync(path.join(root, file), 0o755);
 }
