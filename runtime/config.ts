@@ -1,0 +1,362 @@
+/**
+ * The one schema of the runtime's options: its flags, environment variables, YAML keys, `spec.runtime` of the CRD, the
+ * container args that the operator writes and docs/reference/runtime.md all come from this table.
+ * Enters: argv, env. Leaves: an immutable RuntimeConfig, or SluiceError in one line. Must not know what acts on it.
+ */
+import { availableParallelism, homedir } from 'node:os';
+import path from 'node:path';
+import { z } from 'zod';
+import { SluiceError } from './errors.ts';
+import { envPrefix, type Option, type OptionValues, readOptions } from './options.ts';
+
+/** Element types that the weights may be computed in; the CRD's `quantization` is the same list. */
+export const quantizationEncodings = ['float32', 'bfloat16', 'float16'] as const;
+export type QuantizationEncoding = (typeof quantizationEncodings)[number];
+
+export const logLevels = ['debug', 'info', 'warn', 'error'] as const;
+
+/** `auto`, or one rank for each CPU index given. */
+export type DeviceSelection =
+  | { readonly kind: 'auto' }
+  | { readonly kind: 'cpu'; readonly indices: readonly number[] };
+
+const maxDevices = 256;
+
+const devices = z
+  .string()
+  .max(2048)
+  .transform((text, context): DeviceSelection => {
+    const refuse = (message: string) => {
+      context.addIssue({ code: 'custom', message });
+      return z.NEVER;
+    };
+    if (text === 'auto') return { kind: 'auto' };
+    const old = /^(gpu|cpu)-?\d*([,:](gpu|cpu)-\d+)*$/.test(text) && !/^(gpu|cpu):/.test(text);
+    if (old) {
+      const kind = text.slice(0, 3);
+      const numbers = text.match(/\d+/g) ?? ['0'];
+      return refuse(`the form is ${kind}:<index>[,<index>...], here ${kind}:${numbers.join(',')}`);
+    }
+    const [, kind, list] = /^(cpu|gpu):(\d+(?:,\d+)*)$/.exec(text) ?? [];
+    if (kind === undefined || list === undefined)
+      return refuse('the form is auto or cpu:<index>[,<index>...], one rank for each index');
+    if (kind === 'gpu')
+      return refuse('this build has no GPU execution; the form is auto or cpu:<index>[,<index>...]');
+    const indices = list.split(',').map(Number);
+    if (new Set(indices).size !== indices.length)
+      return refuse('an index is given twice; each makes one rank');
+    if (indices.length > maxDevices) return refuse(`at most ${maxDevices} indices`);
+    return { kind: 'cpu', indices };
+  });
+
+const integer = (minimum: number, maximum: number) => z.int().min(minimum).max(maximum);
+const text = (maximum: number) => z.string().min(1).max(maximum);
+
+/** Adds what every option has by its name; keeps the literal types for RuntimeConfig. */
+function option<const O extends Omit<Option, 'env'>>(fields: O): O & { readonly env: string } {
+  return { ...fields, env: envPrefix + fields.flag.toUpperCase().replaceAll('-', '_') };
+}
+
+export const runtimeOptions = {
+  modelPath: option({
+    flag: 'model-path',
+    kind: 'string',
+    schema: text(4096),
+    group: 'Model',
+    description: 'The folder of the checkpoint: config.json, tokenizer.json and *.safetensors.',
+    form: 'a path to a folder',
+    example: '/models/llama',
+    defaultText: 'the small demo model that comes with Sluice',
+  }),
+  weightPath: option({
+    flag: 'weight-path',
+    kind: 'list',
+    schema: z.array(text(4096)).min(1).max(256),
+    group: 'Model',
+    description: 'A safetensors file to take the weights from instead of those in --model-path. Repeatable.',
+    form: 'a path to a .safetensors file',
+    example: '/models/llama/model.safetensors',
+    defaultText: "the checkpoint's own files",
+  }),
+  servedModelName: option({
+    flag: 'served-model-name',
+    kind: 'list',
+    schema: z.array(text(256)).min(1).max(16),
+    group: 'Model',
+    description:
+      'The name under which clients ask for the model. Repeatable, or separated by commas; the first is the one in answers.',
+    form: 'a name, or several separated by commas',
+    example: 'chat',
+    defaultText: "the model path's last part, and the path itself",
+  }),
+  quantizationEncoding: option({
+    flag: 'quantization-encoding',
+    kind: 'string',
+    schema: z.enum(quantizationEncodings),
+    group: 'Model',
+    description: 'How the weights are kept for computing.',
+    form: `one of ${quantizationEncodings.join(', ')}`,
+    example: 'float32',
+    defaultText: 'as the checkpoint has them',
+  }),
+  devices: option({
+    flag: 'devices',
+    kind: 'string',
+    schema: devices,
+    group: 'Execution',
+    description:
+      'What to run on: cpu:0,1 makes two tensor-parallel ranks; auto takes as many as --threads and the model allow.',
+    form: 'auto or cpu:<index>[,<index>...]',
+    example: 'cpu:0,1',
+    default: { kind: 'auto' },
+    defaultText: 'auto',
+  }),
+  threads: option({
+    flag: 'threads',
+    kind: 'integer',
+    schema: integer(1, 1024),
+    group: 'Execution',
+    description: 'Threads that compute.',
+    form: 'an integer from 1 to 1024',
+    example: '4',
+    default: defaultThreads(availableParallelism()),
+    defaultText: 'the cores allowed, less one when there are more than two',
+    spec: 'threads',
+  }),
+  maxBatchSize: option({
+    flag: 'max-batch-size',
+    kind: 'integer',
+    schema: integer(1, 4096),
+    group: 'Execution',
+    description: 'Most sequences that run at once; others wait.',
+    form: 'an integer from 1 to 4096',
+    example: '32',
+    default: 32,
+    spec: 'maxBatchSize',
+  }),
+  maxLength: option({
+    flag: 'max-length',
+    kind: 'integer',
+    schema: integer(1, 16_777_216),
+    group: 'Execution',
+    description: 'Longest sequence in tokens, prompt and answer together.',
+    form: 'an integer from 1, at most what the model allows',
+    example: '8192',
+    defaultText: "the model's own limit",
+    spec: 'maxLength',
+  }),
+  maxBatchInputTokens: option({
+    flag: 'max-batch-input-tokens',
+    kind: 'integer',
+    schema: integer(1, 1_048_576),
+    group: 'Execution',
+    description: 'Most tokens in one step; longer prompts are run in pieces of it.',
+    form: 'an integer from 1 to 1048576',
+    example: '512',
+    default: 512,
+    spec: 'maxBatchInputTokens',
+  }),
+  kvCachePageSize: option({
+    flag: 'kv-cache-page-size',
+    kind: 'integer',
+    schema: z
+      .int()
+      .min(8)
+      .max(256)
+      .refine((value) => (value & (value - 1)) === 0, 'the form is a power of two from 8 to 256'),
+    group: 'Execution',
+    description: 'Tokens in one block of the KV cache.',
+    form: 'a power of two from 8 to 256',
+    example: '32',
+    default: 32,
+    spec: 'kvCachePageSize',
+  }),
+  cacheDir: option({
+    flag: 'cache-dir',
+    kind: 'string',
+    schema: text(4096),
+    group: 'Execution',
+    description: 'A folder for what is made from checkpoints and can be made again.',
+    form: 'a path to a folder',
+    example: '/var/cache/sluice',
+    defaultText: '$XDG_CACHE_HOME/sluice, or ~/.cache/sluice',
+    spec: 'cacheDir',
+  }),
+  host: option({
+    flag: 'host',
+    kind: 'string',
+    schema: text(253),
+    group: 'Server',
+    description: 'The address to listen on.',
+    form: 'an IP address or a host name',
+    example: '127.0.0.1',
+    default: '0.0.0.0',
+  }),
+  port: option({
+    flag: 'port',
+    kind: 'integer',
+    schema: integer(0, 65535),
+    group: 'Server',
+    description: 'The port of the API; 0 picks a free one and prints it.',
+    form: 'an integer from 0 to 65535',
+    example: '8000',
+    default: 8000,
+  }),
+  metricsPort: option({
+    flag: 'metrics-port',
+    kind: 'integer',
+    schema: integer(0, 65535),
+    group: 'Server',
+    description: 'A port for /metrics alone; it is then not on the port of the API.',
+    form: 'an integer from 0 to 65535',
+    example: '9090',
+    defaultText: '/metrics is on --port',
+  }),
+  apiKeyFile: option({
+    flag: 'api-key-file',
+    kind: 'string',
+    schema: text(4096),
+    group: 'Server',
+    description:
+      'A file of API keys, one a line; requests to /v1, /tokenize and /detokenize then need one as a bearer token. Read again when it changes.',
+    form: 'a path to a file with one key a line',
+    example: '/etc/sluice/keys',
+    defaultText: 'no key is needed',
+  }),
+  maxBodyBytes: option({
+    flag: 'max-body-bytes',
+    kind: 'bytes',
+    schema: integer(1024, 1_073_741_824),
+    group: 'Server',
+    description: 'Longest request body.',
+    form: 'a number of bytes from 1024 to 1GiB, with KiB, MiB or GiB if wanted',
+    example: '16MiB',
+    default: 16_777_216,
+    spec: 'maxBodyBytes',
+  }),
+  shutdownDelay: option({
+    flag: 'shutdown-delay',
+    kind: 'seconds',
+    schema: integer(0, 3600),
+    group: 'Server',
+    description:
+      'After SIGTERM, how long requests are still taken while readiness already fails, so that no proxy sends to a closed door.',
+    form: 'an integer number of seconds from 0 to 3600',
+    example: '5',
+    default: 5,
+    spec: 'shutdownDelaySeconds',
+  }),
+  shutdownGrace: option({
+    flag: 'shutdown-grace',
+    kind: 'seconds',
+    schema: integer(0, 86_400),
+    group: 'Server',
+    description: 'After the delay, how long running requests may take to finish.',
+    form: 'an integer number of seconds from 0 to 86400',
+    example: '20',
+    default: 20,
+    spec: 'shutdownGraceSeconds',
+  }),
+  logLevel: option({
+    flag: 'log-level',
+    kind: 'string',
+    schema: z.enum(logLevels),
+    group: 'General',
+    description: 'The least important messages that are logged.',
+    form: `one of ${logLevels.join(', ')}`,
+    example: 'info',
+    default: 'info',
+    spec: 'logLevel',
+  }),
+};
+
+export type RuntimeOptions = typeof runtimeOptions;
+export type RuntimeOptionName = keyof RuntimeOptions;
+/** What serve and generate are given: every option's value, `cacheDir` filled in. */
+export type RuntimeConfig = Omit<OptionValues<RuntimeOptions>, 'cacheDir'> & { readonly cacheDir: string };
+
+/** Variables of other programs of this package, which a runtime may inherit. */
+const foreignEnvPrefixes = ['OPERATOR_', 'LOCAL_', 'TEST_', 'BENCH_'].map((prefix) => envPrefix + prefix);
+
+export interface ConfigSources {
+  readonly argv: readonly string[];
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+/**
+ * The configuration of one run and, with `extra`, a command's own options. `argv` is what follows the command.
+ * Throws SluiceError `config_invalid`, or `device_unavailable` where `auto` would have to pass over a GPU.
+ */
+export function loadConfig<T extends Readonly<Record<string, Option>> = Record<never, Option>>(
+  { argv, env }: ConfigSources = { argv: [], env: process.env },
+  extra?: T,
+  omit: readonly RuntimeOptionName[] = [],
+): RuntimeConfig & OptionValues<T> {
+  const own = Object.fromEntries(
+    Object.entries(runtimeOptions).filter(([key]) => !omit.includes(key as RuntimeOptionName)),
+  );
+  const values = {
+    ...Object.fromEntries(omit.map((key) => [key, (runtimeOptions[key] as Option).default])),
+    ...readOptions({ ...own, ...extra }, { argv, env, others: runtimeOptions, foreignEnvPrefixes }),
+  } as RuntimeConfig & OptionValues<T>;
+  if (values.devices.kind === 'auto') refuseHiddenGpu(env.NVIDIA_VISIBLE_DEVICES);
+  return Object.freeze({ ...values, cacheDir: values.cacheDir ?? defaultCacheDir(env) }) as typeof values;
+}
+
+/** `auto` means what the container was given; running on the CPU instead of a GPU must be asked for. */
+function refuseHiddenGpu(given: string | undefined): void {
+  if (given === undefined || ['', 'none', 'void'].includes(given)) return;
+  throw new SluiceError(
+    'device_unavailable',
+    `--devices "auto": the container was given GPUs (NVIDIA_VISIBLE_DEVICES=${JSON.stringify(given)}) and this build has no GPU execution; to run on the CPU say so, for example --devices cpu:0`,
+  );
+}
+
+function defaultThreads(cores: number): number {
+  return cores > 2 ? cores - 1 : cores;
+}
+
+function defaultCacheDir(env: ConfigSources['env']): string {
+  return path.join(env.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'sluice');
+}
+
+type SpecShape = {
+  [K in RuntimeOptionName as RuntimeOptions[K] extends { readonly spec: infer S extends string }
+    ? S
+    : never]: z.ZodExactOptional<RuntimeOptions[K]['schema']>;
+};
+
+const specOptions = Object.values(runtimeOptions).filter(
+  (each): each is typeof each & { spec: string } => 'spec' in each,
+);
+
+/** `spec.runtime` of an InferenceService: the options that its author may set; no defaults, all optional. */
+export const runtimeSpecSchema = z.strictObject(
+  Object.fromEntries(
+    specOptions.map((each) => [
+      each.spec,
+      (each.schema as z.ZodType).exactOptional().describe(specDescription(each)),
+    ]),
+  ) as SpecShape,
+);
+export type RuntimeSpec = z.output<typeof runtimeSpecSchema>;
+
+/** The container args for what the author set, and nothing else: a new default must change no pod. */
+export function runtimeSpecArgs(runtime: RuntimeSpec): string[] {
+  const values = runtime as Readonly<Record<string, unknown>>;
+  return specOptions.flatMap((each) => {
+    const value = values[each.spec];
+    return value === undefined
+      ? []
+      : [`--${each.flag}=${Array.isArray(value) ? value.join(',') : String(value)}`];
+  });
+}
+
+function specDescription(each: Option): string {
+  return `${each.description} (--${each.flag}; without it: ${defaultText(each)})`;
+}
+
+/** What an option is when it is not given, for people. */
+export function defaultText(each: Option): string {
+  return each.defaultText ?? (each.default === undefined ? 'none' : String(each.default));
+}
