@@ -86,6 +86,11 @@ export interface WriteOptions {
   readonly subresource?: 'status' | 'scale' | 'binding' | 'eviction' | 'token';
   readonly dryRun?: boolean;
   readonly signal?: AbortSignal;
+  /**
+   * Called synchronously when the connection is ready and immediately before the request's first byte is written, again
+   * before a repetition. What it throws is thrown to the caller, and nothing is sent. For fencing by a lease.
+   */
+  readonly beforeSend?: () => void;
 }
 
 export interface ApplyOptions extends WriteOptions {
