@@ -35,7 +35,7 @@ const devices = z
     if (old) {
       const kind = text.slice(0, 3);
       const numbers = text.match(/\d+/g) ?? ['0'];
-      return refuse(`the form is ${kind}:<index>[,<index>...], here ${kind}:${numbers.join(',')}`);
+      return refuse(`the form is ${kind}:<index>[,<index>...], for example ${kind}:${numbers.join(',')}`);
     }
     const [, kind, list] = /^(cpu|gpu):(\d+(?:,\d+)*)$/.exec(text) ?? [];
     if (kind === undefined || list === undefined)

@@ -249,7 +249,8 @@ function convert(option: Option, texts: readonly string[], label: string): unkno
   const issue = result.error.issues[0];
   // A schema's own refinement may know better than the general form why the value is refused.
   const reason = issue?.code === 'custom' ? issue.message : `the form is ${option.form}`;
-  throw invalid(`${label} ${quote(texts.join(','))}: ${reason}, for example ${option.example}`);
+  const example = reason.includes('for example') ? '' : `, for example ${option.example}`;
+  throw invalid(`${label} ${quote(texts.join(','))}: ${reason}${example}`);
 }
 
 function invalid(message: string, cause?: unknown): SluiceError {
