@@ -37,7 +37,10 @@ export interface QuantizedBytes {
   readonly zeros?: Uint8Array;
   /** [N, K / blockSize], added after scaling (exact affine forms such as Q4_1's); absent: 0. */
   readonly minima?: Float32Array;
-  /** [K]: stored column j multiplies input `permutation[j]` (GPTQ's desc_act); absent: identity. */
+  /**
+   * [stored columns]: stored column j multiplies input `permutation[j]` (GPTQ's desc_act), none where that is -1 (padding
+   * to whole blocks; there may then be more stored columns than K); absent: identity, K stored columns.
+   */
   readonly permutation?: Int32Array;
 }
 
