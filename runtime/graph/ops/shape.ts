@@ -1,0 +1,107 @@
+/** Ops that move elements and compute nothing: gather, slice, split, reshape, concat. */
+import assert from 'node:assert';
+import type { GraphBuilder } from '../builder.ts';
+import type { Dimension, Op, Value } from '../graph.ts';
+import { columns } from '../graph.ts';
+
+const gatherOp: Op<Record<never, never>> = {
+  name: 'gather',
+  infer([table, indices]) {
+    assert(indices!.dtype === 'int32' || indices!.dtype === 'int64', `indices are ${indices!.dtype}`);
+    return [{ dtype: table!.dtype, shape: [...indices!.shape, ...table!.shape.slice(1)] }];
+  },
+  emit: ({ inputs, outputs }, onnx) =>
+    onnx.node('Gather', [inputs[0]!.name, inputs[1]!.name], [outputs[0]!.name], { axis: 0 }),
+};
+
+/** Rows of a table: an embedding, or a choice of rows. */
+export function gather(builder: GraphBuilder, name: string, table: Value, indices: Value): Value {
+  return builder.apply(gatherOp, name, [table, indices], {});
+}
+
+const sliceOp: Op<{ start: number; end: number }> = {
+  name: 'slice',
+  infer([input], { start, end }) {
+    const width = columns(input!);
+    assert(0 <= start && start <= end && end <= width, `columns ${start} to ${end} of ${width}`);
+    return [{ dtype: input!.dtype, shape: [...input!.shape.slice(0, -1), end - start] }];
+  },
+  emit: ({ inputs, outputs, attributes }, onnx) =>
+    onnx.node(
+      'Slice',
+      [inputs[0]!.name, onnx.ints([attributes.start]), onnx.ints([attributes.end]), onnx.ints([-1])],
+      [outputs[0]!.name],
+    ),
+};
+
+/** Columns start to end (exclusive) of the last dimension. */
+export function slice(builder: GraphBuilder, name: string, value: Value, start: number, end: number): Value {
+  return builder.apply(sliceOp, name, [value], { start, end });
+}
+
+const splitOp: Op<{ sizes: readonly number[] }> = {
+  name: 'split',
+  infer([input], { sizes }) {
+    const width = columns(input!);
+    const total = sizes.reduce((sum, size) => sum + size, 0);
+    assert(total === width, `sizes [${sizes}] of ${width} columns`);
+    return sizes.map((size) => ({ dtype: input!.dtype, shape: [...input!.shape.slice(0, -1), size] }));
+  },
+  emit: ({ inputs, outputs, attributes }, onnx) =>
+    onnx.node(
+      'Split',
+      [inputs[0]!.name, onnx.ints(attributes.sizes)],
+      outputs.map((output) => output.name),
+      { axis: -1 },
+    ),
+};
+
+/** Cuts the last dimension into pieces. */
+export function split(
+  builder: GraphBuilder,
+  name: string,
+  value: Value,
+  sizes: readonly number[],
+): readonly Value[] {
+  return builder.node(splitOp, name, [value], { sizes });
+}
+
+const reshapeOp: Op<{ shape: readonly Dimension[] }> = {
+  name: 'reshape',
+  infer: ([input], { shape }) => [{ dtype: input!.dtype, shape }],
+  emit({ inputs, outputs, attributes }, onnx) {
+    const sizes = attributes.shape.map((size) => (typeof size === 'number' ? size : -1));
+    assert(sizes.filter((size) => size === -1).length <= 1, `[${attributes.shape}] is ambiguous`);
+    onnx.node('Reshape', [inputs[0]!.name, onnx.ints(sizes)], [outputs[0]!.name]);
+  },
+};
+
+/** At most one dimension may be symbolic. */
+export function reshape(
+  builder: GraphBuilder,
+  name: string,
+  value: Value,
+  shape: readonly Dimension[],
+): Value {
+  return builder.apply(reshapeOp, name, [value], { shape });
+}
+
+const concatOp: Op<Record<never, never>> = {
+  name: 'concat',
+  infer(inputs) {
+    const width = inputs.reduce((sum, input) => sum + columns(input!), 0);
+    return [{ dtype: inputs[0]!.dtype, shape: [...inputs[0]!.shape.slice(0, -1), width] }];
+  },
+  emit: ({ inputs, outputs }, onnx) =>
+    onnx.node(
+      'Concat',
+      inputs.map((input) => input!.name),
+      [outputs[0]!.name],
+      { axis: -1 },
+    ),
+};
+
+/** Joins along the last dimension. */
+export function concat(builder: GraphBuilder, name: string, values: readonly Value[]): Value {
+  return builder.apply(concatOp, name, values, {});
+}
