@@ -59,8 +59,10 @@ const resultTypes: Readonly<Record<ResultKind, string>> = {
   void: 'void',
 };
 
+// Held for ever: koffi unloads a library when its handle is collected, whatever functions were decoded from it.
+const library = koffi.load(libraryPath());
+
 function loadTable(): { functions: Record<OrtFunctionName, NativeFunction>; version: string } {
-  const library = koffi.load(libraryPath());
   const base: unknown = library.func('void *OrtGetApiBase()')();
   const [getApi, getVersion] = koffi.decode(base, koffi.array('void *', 2)) as [Pointer, Pointer];
   const version = koffi.call(getVersion, koffi.proto('const char *', [])) as string;
