@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { parse as parseYaml } from 'yaml';
 import type { z } from 'zod';
-import { SluiceError } from './errors.ts';
+import { SluiceError } from '../errors.ts';
 
 export type OptionKind = 'string' | 'integer' | 'number' | 'bytes' | 'seconds' | 'boolean' | 'list';
 
