@@ -1,0 +1,73 @@
+/**
+ * What the attention kernel computes, written plainly: no pages, no tiles, double precision sums. Tests compare the
+ * kernel with it. Enters: every sequence's keys and values so far, as rows. Leaves: rows of outputs.
+ */
+
+export interface AttentionShape {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** Leading dimensions of each head that are rotated, in pairs (i, i + rotaryDim / 2); even, 0 for none. */
+  readonly rotaryDim: number;
+  /** Multiplies q. */
+  readonly scale: number;
+  /** Row i attends to at most this many positions, itself included; 0: all. */
+  readonly window: number;
+  /** Scores become softcap * tanh(score / softcap); 0: as they are. */
+  readonly softcap: number;
+}
+
+/** Rotates one head in place by `angles`, cos[rotaryDim / 2] then sin[rotaryDim / 2]. */
+export function rotateReference(head: Float32Array, rotaryDim: number, angles: ArrayLike<number>): void {
+  const half = rotaryDim / 2;
+  for (let i = 0; i < half; i++) {
+    const a = head[i]!;
+    const b = head[i + half]!;
+    const cos = angles[i]!;
+    const sin = angles[i + half]!;
+    head[i] = a * cos - b * sin;
+    head[i + half] = b * cos + a * sin;
+  }
+}
+
+/**
+ * One slice. `q` is [rows, heads, headDim] already rotated; `k` and `v` are [position + rows, kvHeads, headDim], `k`
+ * rotated. Answers [rows, heads, headDim].
+ */
+export function attendReference(
+  shape: AttentionShape,
+  rows: number,
+  position: number,
+  q: Float32Array,
+  k: Float32Array,
+  v: Float32Array,
+): Float32Array {
+  const { heads, kvHeads, headDim, scale, window, softcap } = shape;
+  const out = new Float32Array(rows * heads * headDim);
+  const group = heads / kvHeads;
+  for (let i = 0; i < rows; i++) {
+    const end = position + i + 1;
+    const start = window > 0 ? Math.max(0, end - window) : 0;
+    for (let h = 0; h < heads; h++) {
+      const kv = Math.floor(h / group);
+      const scores: number[] = [];
+      for (let t = start; t < end; t++) {
+        let dot = 0;
+        for (let d = 0; d < headDim; d++) {
+          dot += q[(i * heads + h) * headDim + d]! * k[(t * kvHeads + kv) * headDim + d]!;
+        }
+        dot *= scale;
+        scores.push(softcap > 0 ? softcap * Math.tanh(dot / softcap) : dot);
+      }
+      const highest = Math.max(...scores);
+      const weights = scores.map((score) => Math.exp(score - highest));
+      const total = weights.reduce((sum, weight) => sum + weight, 0);
+      for (let d = 0; d < headDim; d++) {
+        let sum = 0;
+        for (let t = start; t < end; t++) sum += weights[t - start]! * v[(t * kvHeads + kv) * headDim + d]!;
+        out[(i * heads + h) * headDim + d] = sum / total;
+      }
+    }
+  }
+  return out;
+}

@@ -1,0 +1,276 @@
+/**
+ * One rank's KV pool and the attention over it. Enters: shapes of the layers, block tables, packed rows of q, k and v.
+ * Leaves: packed rows of outputs. Must not know graphs, ranks or who owns which block.
+ *
+ * A 32-bit memory ends at 4 GiB, so the layers are dealt to as many memories as needed, each with a kernel instance
+ * and scratch buffers of its own.
+ */
+import assert from 'node:assert';
+import type { AttentionShape } from './attention-reference.ts';
+import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
+
+export type KvDType = 'float32' | 'bfloat16' | 'int8';
+
+const elementBytes: Readonly<Record<KvDType, number>> = { float32: 4, bfloat16: 2, int8: 1 };
+
+export interface PagedAttentionOptions {
+  /** What this rank holds of each layer; a layer without heads on this rank has heads 0. */
+  readonly layers: readonly AttentionShape[];
+  /** A power of two, at least 8. */
+  readonly blockTokens: number;
+  readonly blockCount: number;
+  readonly dtype: KvDType;
+  readonly maxStepTokens: number;
+  /** Words of the longest plan (step-plan.ts). */
+  readonly planWords: number;
+}
+
+/** The packed rows of a step, in the kernel's memory: [tokens, heads * headDim] and the like. */
+export interface AttentionBuffers {
+  readonly q: Float32Array;
+  readonly k: Float32Array;
+  readonly v: Float32Array;
+  readonly out: Float32Array;
+}
+
+interface AttentionExports {
+  workBytes(headDim: number): number;
+  attendFloat32: Attend;
+  attendBfloat16: Attend;
+  attendInt8: Attend;
+  copyBlock(
+    elementBytes: number,
+    layer: number,
+    from: number,
+    to: number,
+    rows: number,
+    kvHeads: number,
+    headDim: number,
+    blockTokens: number,
+  ): void;
+}
+
+type Attend = (
+  plan: number,
+  shape: number,
+  layer: number,
+  q: number,
+  k: number,
+  v: number,
+  angles: number,
+  out: number,
+  work: number,
+) => void;
+
+interface Group {
+  readonly exports: AttentionExports;
+  readonly attend: Attend;
+  readonly plan: Int32Array;
+  readonly angles: Float32Array;
+  readonly buffers: AttentionBuffers;
+  readonly work: number;
+}
+
+interface Layer {
+  readonly group: Group;
+  readonly shape: AttentionShape;
+  /** Where the kernel finds the shape. */
+  readonly shapeAddress: number;
+  /** Where the layer's pages start. */
+  readonly pages: number;
+}
+
+/** Bytes of one block of one layer: K [headDim][blockTokens] and V [blockTokens][headDim up to 8] for each KV head. */
+export function pageBytes(
+  shape: Pick<AttentionShape, 'kvHeads' | 'headDim'>,
+  blockTokens: number,
+  dtype: KvDType,
+): number {
+  const padded = Math.ceil(shape.headDim / 8) * 8;
+  const scales = dtype === 'int8' ? 8 * blockTokens : 0;
+  return shape.kvHeads * ((shape.headDim + padded) * blockTokens * elementBytes[dtype] + scales);
+}
+
+const shapeWords = 12;
+const aligned = (bytes: number): number => Math.ceil(bytes / 64) * 64;
+
+export class PagedAttention {
+  readonly kvBytes: number;
+  readonly #options: PagedAttentionOptions;
+  readonly #layers: readonly Layer[];
+  readonly #groups: readonly Group[];
+
+  constructor(options: PagedAttentionOptions) {
+    const { blockTokens } = options;
+    assert(blockTokens >= 8 && (blockTokens & (blockTokens - 1)) === 0, `blocks of ${blockTokens} tokens`);
+    for (const shape of options.layers) {
+      assert(shape.rotaryDim % 2 === 0 && shape.rotaryDim <= shape.headDim, `rotary ${shape.rotaryDim}`);
+      assert(shape.kvHeads === 0 || shape.heads % shape.kvHeads === 0, 'query heads per KV head');
+    }
+    this.#options = options;
+    const layers: Layer[] = [];
+    const groups: Group[] = [];
+    const scratch = scratchBytes(options);
+    const sizes = options.layers.map(
+      (shape) => aligned(pageBytes(shape, blockTokens, options.dtype)) * options.blockCount,
+    );
+    for (let first = 0; first < sizes.length; ) {
+      let bytes = scratch;
+      let end = first;
+      while (end < sizes.length && (end === first || bytes + sizes[end]! <= maximumMemoryBytes)) {
+        bytes += sizes[end]!;
+        end++;
+      }
+      assert(bytes <= maximumMemoryBytes, `a layer's pages take ${sizes[first]} bytes`);
+      this.#addGroup(options.layers.slice(first, end), sizes.slice(first, end), layers, groups);
+      first = end;
+    }
+    this.#layers = layers;
+    this.#groups = groups;
+    this.kvBytes = sizes.reduce((sum, size) => sum + size, 0);
+  }
+
+  #addGroup(
+    shapes: readonly AttentionShape[],
+    sizes: readonly number[],
+    layers: Layer[],
+    groups: Group[],
+  ): void {
+    const { maxStepTokens, planWords, dtype } = this.#options;
+    const widths = scratchWidths(this.#options.layers);
+    const scratch = scratchBytes(this.#options);
+    const memory = createMemory(scratch + sizes.reduce((sum, size) => sum + size, 0));
+    const exports = instantiateKernel<AttentionExports>('attention', memory);
+    let at = reservedBytes;
+    const floats = (count: number): Float32Array => {
+      const view = new Float32Array(memory.buffer, at, count);
+      at += aligned(count * 4);
+      return view;
+    };
+    const shapesAt = at;
+    at += aligned(this.#options.layers.length * shapeWords * 4);
+    const plan = new Int32Array(memory.buffer, at, planWords);
+    at += aligned(planWords * 4);
+    const group: Group = {
+      exports,
+      attend:
+        dtype === 'float32'
+          ? exports.attendFloat32
+          : dtype === 'bfloat16'
+            ? exports.attendBfloat16
+            : exports.attendInt8,
+      plan,
+      angles: floats(maxStepTokens * widths.rotary),
+      buffers: {
+        q: floats(maxStepTokens * widths.query),
+        k: floats(maxStepTokens * widths.key),
+        v: floats(maxStepTokens * widths.key),
+        out: floats(maxStepTokens * widths.query),
+      },
+      work: at,
+    };
+    groups.push(group);
+    let pages = scratch;
+    for (const [index, shape] of shapes.entries()) {
+      const shapeAddress = shapesAt + index * shapeWords * 4;
+      writeShape(memory, shapeAddress, shape, this.#options.blockTokens);
+      layers.push({ group, shape, shapeAddress, pages });
+      pages += sizes[index]!;
+    }
+  }
+
+  /** Where to put the rows of `layer` before `attend`, and find them after. */
+  buffers(layer: number): AttentionBuffers {
+    return this.#layers[layer]!.group.buffers;
+  }
+
+  /**
+   * Starts a step. `plan` as step-plan.ts writes it; `angles` is [tokens, rotaryDim]: for each packed row the cosines,
+   * then the sines, of its position.
+   */
+  begin(plan: Int32Array, angles: Float32Array): void {
+    for (const group of this.#groups) {
+      group.plan.set(plan);
+      group.angles.set(angles);
+    }
+  }
+
+  /** Stores the step's k and v of a layer and attends; `q` and `k` in the buffers are overwritten. */
+  attend(layer: number): void {
+    const { group, shape, shapeAddress, pages } = this.#layers[layer]!;
+    if (shape.heads === 0) return;
+    const { q, k, v, out } = group.buffers;
+    group.attend(
+      group.plan.byteOffset,
+      shapeAddress,
+      pages,
+      q.byteOffset,
+      k.byteOffset,
+      v.byteOffset,
+      group.angles.byteOffset,
+      out.byteOffset,
+      group.work,
+    );
+  }
+
+  /** Copies the first `rows` tokens of a block to another, in every layer. */
+  copyBlock(from: number, to: number, rows: number): void {
+    for (const { group, shape, pages } of this.#layers) {
+      if (shape.kvHeads === 0) continue;
+      const { kvHeads, headDim } = shape;
+      const { dtype, blockTokens } = this.#options;
+      group.exports.copyBlock(elementBytes[dtype], pages, from, to, rows, kvHeads, headDim, blockTokens);
+    }
+  }
+}
+
+function writeShape(
+  memory: WebAssembly.Memory,
+  at: number,
+  shape: AttentionShape,
+  blockTokens: number,
+): void {
+  const queryWidth = shape.heads * shape.headDim;
+  const keyWidth = shape.kvHeads * shape.headDim;
+  new Int32Array(memory.buffer, at, shapeWords).set([
+    shape.heads,
+    shape.kvHeads,
+    shape.headDim,
+    shape.rotaryDim,
+    blockTokens,
+    shape.window,
+    0,
+    0,
+    queryWidth,
+    keyWidth,
+    keyWidth,
+    queryWidth,
+  ]);
+  new Float32Array(memory.buffer, at + 24, 2).set([shape.scale, shape.softcap]);
+}
+
+function scratchWidths(layers: readonly AttentionShape[]): { query: number; key: number; rotary: number } {
+  return {
+    query: Math.max(0, ...layers.map((shape) => shape.heads * shape.headDim)),
+    key: Math.max(0, ...layers.map((shape) => shape.kvHeads * shape.headDim)),
+    rotary: Math.max(0, ...layers.map((shape) => shape.rotaryDim)),
+  };
+}
+
+/** Bytes before the pages in each memory. */
+function scratchBytes(options: PagedAttentionOptions): number {
+  const { query, key, rotary } = scratchWidths(options.layers);
+  const headDim = Math.max(0, ...options.layers.map((shape) => shape.headDim));
+  const padded = Math.ceil(headDim / 8) * 8;
+  // As workBytes of wasm/attention.ts: 32 rows of queries and outputs, their states, four rows of scores.
+  const work = 32 * padded * 8 + 32 * 16 + 1024;
+  return (
+    reservedBytes +
+    aligned(options.layers.length * shapeWords * 4) +
+    aligned(options.planWords * 4) +
+    aligned(options.maxStepTokens * rotary * 4) +
+    2 * aligned(options.maxStepTokens * query * 4) +
+    2 * aligned(options.maxStepTokens * key * 4) +
+    aligned(work)
+  );
+}

@@ -1,0 +1,330 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import {
+  type AttentionShape,
+  attendReference,
+  rotateReference,
+} from '../../runtime/engine/kernels/attention-reference.ts';
+import { type KvDType, PagedAttention } from '../../runtime/engine/kernels/paged-attention.ts';
+import { planCapacity, writePlan } from '../../runtime/engine/step-plan.ts';
+
+const maxLength = 400;
+const maxStepTokens = 160;
+
+interface Scenario {
+  readonly shape: AttentionShape;
+  readonly blockTokens: number;
+  readonly dtype: KvDType;
+  readonly layers: number;
+  /** Lengths of the slices that each sequence runs, one step after the other. */
+  readonly sequences: readonly (readonly number[])[];
+  readonly seed: number;
+}
+
+/** Mulberry32: numbers in [-1, 1). */
+function random(seed: number): () => number {
+  let state = seed | 0;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return (((t ^ (t >>> 14)) >>> 0) / 4294967296) * 2 - 1;
+  };
+}
+
+function rows(next: () => number, count: number): Float32Array {
+  return Float32Array.from({ length: count }, next);
+}
+
+function angles(position: number, rotaryDim: number): number[] {
+  const half = rotaryDim / 2;
+  const turn = Array.from({ length: half }, (_, i) => position / 100 ** (i / Math.max(1, half)));
+  return [...turn.map(Math.cos), ...turn.map(Math.sin)];
+}
+
+function concat(parts: readonly Float32Array[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
+
+/** Runs every sequence's slices in mixed steps and returns the largest difference from the reference. */
+function worstDifference(scenario: Scenario): number {
+  const { shape, blockTokens, dtype, layers, sequences } = scenario;
+  const { heads, kvHeads, headDim, rotaryDim } = shape;
+  const next = random(scenario.seed);
+  const blocksEach = Math.ceil(maxLength / blockTokens);
+  const blockCount = blocksEach * sequences.length;
+  const attention = new PagedAttention({
+    layers: Array.from({ length: layers }, () => shape),
+    blockTokens,
+    blockCount,
+    dtype,
+    maxStepTokens,
+    planWords: planCapacity(sequences.length, maxLength, blockTokens),
+  });
+  const ids = Array.from({ length: blockCount }, (_, i) => i).sort(() => next());
+  const states = sequences.map((slices, index) => ({
+    slices,
+    blocks: ids.slice(index * blocksEach, (index + 1) * blocksEach),
+    position: 0,
+    keys: [] as Float32Array[],
+    values: [] as Float32Array[],
+  }));
+  const plan = new Int32Array(planCapacity(sequences.length, maxLength, blockTokens));
+  let worst = 0;
+  for (let step = 0; step < Math.max(...sequences.map((slices) => slices.length)); step++) {
+    const running = states.filter((state) => step < state.slices.length);
+    const words = writePlan(
+      running.map((state) => ({
+        tokens: new Array(state.slices[step]!).fill(0),
+        position: state.position,
+        blocks: state.blocks,
+        logits: 'none' as const,
+      })),
+      blockTokens,
+      plan,
+    );
+    const inputs = running.map((state) => {
+      const n = state.slices[step]!;
+      return {
+        state,
+        n,
+        q: rows(next, n * heads * headDim),
+        k: rows(next, n * kvHeads * headDim),
+        v: rows(next, n * kvHeads * headDim),
+      };
+    });
+    const packedAngles = inputs.flatMap(({ state, n }) =>
+      Array.from({ length: n }, (_, i) => angles(state.position + i, rotaryDim)).flat(),
+    );
+    attention.begin(plan.subarray(0, words), Float32Array.from(packedAngles));
+    const layer = step % layers;
+    for (let each = 0; each < layers; each++) {
+      const buffers = attention.buffers(each);
+      buffers.q.set(concat(inputs.map(({ q }) => q)));
+      buffers.k.set(concat(inputs.map(({ k }) => k)));
+      buffers.v.set(concat(inputs.map(({ v }) => v)));
+      attention.attend(each);
+      if (each !== layer) continue;
+      let row = 0;
+      for (const { state, n, q, k, v } of inputs) {
+        const turnedQ = q.slice();
+        const turnedK = k.slice();
+        for (let i = 0; i < n; i++) {
+          const turn = angles(state.position + i, rotaryDim);
+          for (let h = 0; h < heads; h++) {
+            rotateReference(turnedQ.subarray((i * heads + h) * headDim), rotaryDim, turn);
+          }
+          for (let h = 0; h < kvHeads; h++) {
+            rotateReference(turnedK.subarray((i * kvHeads + h) * headDim), rotaryDim, turn);
+          }
+        }
+        state.keys.push(turnedK);
+        state.values.push(v);
+        const expected = attendReference(
+          shape,
+          n,
+          state.position,
+          turnedQ,
+          concat(state.keys),
+          concat(state.values),
+        );
+        const width = heads * headDim;
+        const actual = buffers.out.subarray(row * width, (row + n) * width);
+        for (let i = 0; i < expected.length; i++) {
+          const difference = Math.abs(expected[i]! - actual[i]!);
+          assert.ok(!Number.isNaN(difference), `row ${i} is ${actual[i]}`);
+          worst = Math.max(worst, difference);
+        }
+        row += n;
+      }
+    }
+    for (const { state, n } of inputs) state.position += n;
+  }
+  return worst;
+}
+
+const tolerance: Record<KvDType, number> = { float32: 2e-5, bfloat16: 2e-2, int8: 4e-2 };
+
+const shapes = fc
+  .record({
+    kvHeads: fc.integer({ min: 1, max: 4 }),
+    group: fc.integer({ min: 1, max: 9 }),
+    halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(16, 32, 64)),
+    rotaryShare: fc.constantFrom(0, 0.5, 1),
+    window: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 100 })),
+    softcap: fc.constantFrom(0, 0, 2, 30),
+    scale: fc.constantFrom(0.1, 0.25, 1),
+  })
+  .map(
+    ({ kvHeads, group, halfDim, rotaryShare, window, softcap, scale }): AttentionShape => ({
+      heads: kvHeads * group,
+      kvHeads,
+      headDim: halfDim * 2,
+      rotaryDim: Math.floor(halfDim * rotaryShare) * 2,
+      window,
+      softcap,
+      scale,
+    }),
+  );
+
+const scenarios = fc.record({
+  shape: shapes,
+  blockTokens: fc.constantFrom(8, 16, 32, 64, 128),
+  dtype: fc.constantFrom<KvDType>('float32', 'bfloat16', 'int8'),
+  layers: fc.integer({ min: 1, max: 2 }),
+  sequences: fc.array(
+    fc.array(fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 40 })), { minLength: 1, maxLength: 6 }),
+    { minLength: 1, maxLength: 4 },
+  ),
+  seed: fc.integer(),
+});
+
+test('paged attention equals the reference for random shapes, pages, dtypes and mixed batches', () => {
+  fc.assert(
+    fc.property(scenarios, (scenario) => {
+      const worst = worstDifference(scenario);
+      assert.ok(worst < tolerance[scenario.dtype], `off by ${worst}`);
+    }),
+    { numRuns: 150 },
+  );
+});
+
+test('paged attention follows a long prompt in uneven chunks, then single tokens', () => {
+  for (const dtype of ['float32', 'bfloat16', 'int8'] as const) {
+    const worst = worstDifference({
+      shape: { heads: 9, kvHeads: 3, headDim: 64, rotaryDim: 64, window: 0, softcap: 0, scale: 0.125 },
+      blockTokens: 32,
+      dtype,
+      layers: 1,
+      sequences: [
+        [130, 97, 1, 1, 33, 1, 1],
+        [1, 1, 63, 1, 64, 1, 1],
+      ],
+      seed: 7,
+    });
+    assert.ok(worst < tolerance[dtype], `${dtype}: off by ${worst}`);
+  }
+});
+
+test('a row has the same bits alone and in a mixed batch', () => {
+  const shape = { heads: 6, kvHeads: 2, headDim: 20, rotaryDim: 20, window: 0, softcap: 0, scale: 0.2 };
+  const blockTokens = 16;
+  const planWords = planCapacity(2, maxLength, blockTokens);
+  const attention = new PagedAttention({
+    layers: [shape],
+    blockTokens,
+    blockCount: 40,
+    dtype: 'float32',
+    maxStepTokens,
+    planWords,
+  });
+  const next = random(3);
+  const q = rows(next, 100 * 120);
+  const k = rows(next, 100 * 40);
+  const v = rows(next, 100 * 40);
+  const blocks = [5, 1, 30, 7, 8, 9, 2];
+  const run = (position: number, count: number, other: number): Float32Array => {
+    const slices = [
+      { tokens: new Array(other).fill(0), position: 0, blocks: [20, 21, 22], logits: 'none' as const },
+      { tokens: new Array(count).fill(0), position, blocks, logits: 'none' as const },
+    ].filter((slice) => slice.tokens.length > 0);
+    const plan = new Int32Array(planWords);
+    const words = writePlan(slices, blockTokens, plan);
+    attention.begin(plan.subarray(0, words), new Float32Array((count + other) * 20).fill(0.5));
+    const buffers = attention.buffers(0);
+    buffers.q.fill(1).set(q.subarray(position * 120, (position + count) * 120), other * 120);
+    buffers.k.fill(1).set(k.subarray(position * 40, (position + count) * 40), other * 40);
+    buffers.v.fill(1).set(v.subarray(position * 40, (position + count) * 40), other * 40);
+    attention.attend(0);
+    return buffers.out.slice(other * 120, (other + count) * 120);
+  };
+  const whole = run(0, 100, 0);
+  const parts = concat([run(0, 37, 3), run(37, 1, 30), run(38, 55, 0), run(93, 7, 11)]);
+  assert.deepEqual(parts, whole);
+});
+
+test('leftovers of another sequence in a page, even NaN, are not seen', () => {
+  const shape = { heads: 2, kvHeads: 1, headDim: 8, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
+  for (const dtype of ['float32', 'bfloat16'] as const) {
+    const planWords = planCapacity(1, 64, 16);
+    const attention = new PagedAttention({
+      layers: [shape],
+      blockTokens: 16,
+      blockCount: 2,
+      dtype,
+      maxStepTokens: 32,
+      planWords,
+    });
+    const buffers = attention.buffers(0);
+    const run = (count: number, fill: number): Float32Array => {
+      const plan = new Int32Array(planWords);
+      const slice = {
+        tokens: new Array(count).fill(0),
+        position: 0,
+        blocks: [1, 0],
+        logits: 'none' as const,
+      };
+      const words = writePlan([slice], 16, plan);
+      attention.begin(plan.subarray(0, words), new Float32Array(0));
+      for (const buffer of [buffers.q, buffers.k, buffers.v]) buffer.fill(fill);
+      attention.attend(0);
+      return buffers.out.slice(0, count * 16);
+    };
+    run(32, Number.NaN);
+    assert.deepEqual([...run(21, 0.5)], new Array(21 * 16).fill(0.5));
+  }
+});
+
+test('copying a block copies the first rows of every layer and no more', () => {
+  const shape = { heads: 2, kvHeads: 2, headDim: 10, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
+  for (const dtype of ['float32', 'bfloat16', 'int8'] as const) {
+    const planWords = planCapacity(1, 64, 8);
+    const attention = new PagedAttention({
+      layers: [shape, shape],
+      blockTokens: 8,
+      blockCount: 4,
+      dtype,
+      maxStepTokens: 32,
+      planWords,
+    });
+    const next = random(11);
+    const data = [rows(next, 160), rows(next, 160)];
+    const other = rows(next, 160);
+    const run = (
+      layer: number,
+      count: number,
+      position: number,
+      block: number,
+      from: Float32Array,
+    ): Float32Array => {
+      const plan = new Int32Array(planWords);
+      const slice = { tokens: new Array(count).fill(0), position, blocks: [block], logits: 'none' as const };
+      const words = writePlan([slice], 8, plan);
+      attention.begin(plan.subarray(0, words), new Float32Array(0));
+      const buffers = attention.buffers(layer);
+      for (const buffer of [buffers.q, buffers.k, buffers.v])
+        buffer.set(from.subarray(position * 20, (position + count) * 20));
+      attention.attend(layer);
+      return buffers.out.slice(0, count * 20);
+    };
+    for (const layer of [0, 1]) {
+      run(layer, 8, 0, 2, data[layer]!);
+      run(layer, 8, 0, 3, other);
+    }
+    attention.copyBlock(2, 3, 5);
+    for (const layer of [0, 1]) {
+      // Rows 0-4 come from block 2; rows 5-7 are the other's still.
+      const mixed = concat([data[layer]!.subarray(0, 100), other.subarray(100, 160)]);
+      const copied = run(layer, 1, 7, 3, mixed);
+      run(layer, 8, 0, 1, mixed);
+      assert.deepEqual(copied, run(layer, 1, 7, 1, mixed), `${dtype}, layer ${layer}`);
+    }
+  }
+});
