@@ -6,7 +6,7 @@ export interface Tokenizer {
   /** Ids in use, added tokens included. */
   readonly vocabularySize: number;
   encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
-  decode(ids: ArrayLike<number>, options?: { skipSpecialTokens?: boolean }): string;
+  decode(ids: ArrayLike<number>, options?: DecodeOptions): string;
   /** The id of a token given by its exact text, special tokens included. */
   idOf(token: string): number | undefined;
   /** The token's own text as stored (`Ġthe`, `<0x0A>`), for logprobs. */
@@ -15,7 +15,17 @@ export interface Tokenizer {
   /** The bytes that a token stands for; several tokens may make one character. */
   bytesOf(id: number): Uint8Array;
   /** A decoder of one stream of ids: emits text as soon as no later token can change it, never a broken character. */
-  stream(options?: { skipSpecialTokens?: boolean }): TokenStream;
+  stream(options?: DecodeOptions): TokenStream;
+}
+
+export interface DecodeOptions {
+  /** Special tokens give no text (default false). */
+  readonly skipSpecialTokens?: boolean;
+  /**
+   * The ids go on after others (an answer after its prompt): the space that the first word carries stays. Default
+   * false: a text of its own, which starts without that space where the tokenizer adds one.
+   */
+  readonly continues?: boolean;
 }
 
 export interface TokenStream {

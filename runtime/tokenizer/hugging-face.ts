@@ -1,0 +1,106 @@
+/**
+ * The Tokenizer of a checkpoint's folder. Encoding is the library's; decoding is ours, by bytes, so that a text, its
+ * stream and the bytes of its tokens always agree.
+ * Known departures from Hugging Face's tokenizers when encoding: `single_word` of added tokens is not looked at.
+ */
+import { Tokenizer as Encoder } from '@huggingface/tokenizers';
+import { SluiceError } from '../errors.ts';
+import { readDefinition } from './definition.ts';
+import { createPieces, type Pieces } from './pieces.ts';
+import type { DecodeOptions, Tokenizer, TokenStream } from './tokenizer.ts';
+
+/** Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`. */
+export function loadTokenizer(folder: string): Tokenizer {
+  const { definition, config } = readDefinition(folder);
+  const { file, ...json } = definition;
+  let encoder: Encoder;
+  try {
+    encoder = new Encoder(json, { ...config, clean_up_tokenization_spaces: false });
+  } catch (cause) {
+    const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
+    throw new SluiceError('checkpoint_invalid', `${file}: cannot be used: ${reason}`, { cause });
+  }
+  const ids = new Map<string, number>();
+  const tokens: (string | undefined)[] = [];
+  const add = (token: string, id: number) => {
+    ids.set(token, id);
+    tokens[id] = token;
+  };
+  const { vocab } = definition.model;
+  if (Array.isArray(vocab)) vocab.forEach(([token], id) => void add(token, id));
+  else for (const [token, id] of Object.entries(vocab as Readonly<Record<string, number>>)) add(token, id);
+  for (const { content, id } of definition.added_tokens) add(content, id);
+  const special = new Set(definition.added_tokens.filter((token) => token.special).map((token) => token.id));
+  return new HuggingFaceTokenizer(encoder, createPieces(definition, tokens), ids, tokens, special);
+}
+
+class HuggingFaceTokenizer implements Tokenizer {
+  readonly #encoder: Encoder;
+  readonly #pieces: Pieces;
+  readonly #ids: ReadonlyMap<string, number>;
+  readonly #tokens: readonly (string | undefined)[];
+  readonly #special: ReadonlySet<number>;
+
+  constructor(
+    encoder: Encoder,
+    pieces: Pieces,
+    ids: ReadonlyMap<string, number>,
+    tokens: readonly (string | undefined)[],
+    special: ReadonlySet<number>,
+  ) {
+    this.#encoder = encoder;
+    this.#pieces = pieces;
+    this.#ids = ids;
+    this.#tokens = tokens;
+    this.#special = special;
+  }
+
+  get vocabularySize(): number {
+    return this.#tokens.length;
+  }
+
+  encode(text: string, { addSpecialTokens = true }: { addSpecialTokens?: boolean } = {}): number[] {
+    const { ids } = this.#encoder.encode(text.toWellFormed(), { add_special_tokens: addSpecialTokens });
+    // A character that the vocabulary lacks, without an unknown token, is dropped as in Hugging Face's encoder.
+    return ids.filter((id: number | undefined) => id !== undefined);
+  }
+
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    const stream = this.stream(options);
+    let text = '';
+    for (let index = 0; index < ids.length; index++) text += stream.push(ids[index]!);
+    return text + stream.flush();
+  }
+
+  idOf(token: string): number | undefined {
+    return this.#ids.get(token);
+  }
+
+  tokenOf(id: number): string | undefined {
+    return this.#tokens[id];
+  }
+
+  isSpecial(id: number): boolean {
+    return this.#special.has(id);
+  }
+
+  bytesOf(id: number): Uint8Array {
+    return this.#pieces.bytesOf(id);
+  }
+
+  stream({ skipSpecialTokens = false, continues = false }: DecodeOptions = {}): TokenStream {
+    const utf8 = new TextDecoder('utf-8', { ignoreBOM: true });
+    let dropsSpace = this.#pieces.dropsFirstSpace && !continues;
+    return {
+      push: (id) => {
+        if (skipSpecialTokens && this.#special.has(id)) return '';
+        let bytes = this.#pieces.bytesOf(id);
+        if (bytes.length === 0) return '';
+        if (dropsSpace && bytes[0] === 0x20) bytes = bytes.subarray(1);
+        dropsSpace = false;
+        return utf8.decode(bytes, { stream: true });
+      },
+      flush: () => utf8.decode(),
+    };
+  }
+}
