@@ -23,6 +23,12 @@ export const errorTable = {
   device_unavailable: { httpStatus: 500, exitCode: 2, type: 'server_error' },
   /** Not enough memory for the weights or a minimal KV cache. */
   memory_insufficient: { httpStatus: 500, exitCode: 2, type: 'server_error' },
+  /** The hub refused: no such repository, revision or file, or no right to it. */
+  hub_refused: { httpStatus: 502, exitCode: 2, type: 'server_error' },
+  /** The hub or the way to it failed; the same call may work later. */
+  hub_failed: { httpStatus: 502, exitCode: 1, type: 'server_error' },
+  /** No room on the disk for what has to be written. */
+  storage_full: { httpStatus: 507, exitCode: 1, type: 'server_error' },
   /** A request is malformed or asks for what is not supported. */
   request_invalid: { httpStatus: 400, exitCode: 1, type: 'invalid_request_error' },
   /** The prompt and what it asks for do not fit the context or the KV cache. */
