@@ -1,0 +1,123 @@
+import assert from 'node:assert';
+import { describe, test } from 'node:test';
+import fc from 'fast-check';
+import { type Arrival, Drive } from './drive.ts';
+
+/** Prompts are made of few pieces, so that prefixes are shared by blocks and by parts of blocks. */
+const prompt = fc
+  .tuple(
+    fc.constantFrom([], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3, 9, 9, 9, 9]),
+    fc.array(fc.nat(3), { minLength: 1, maxLength: 14 }),
+  )
+  .map(([head, tail]) => [...head, ...tail]);
+
+const arrival: fc.Arbitrary<Arrival> = fc.record({
+  prompt,
+  tokens: fc.integer({ min: 1, max: 12 }),
+  choices: fc.oneof(
+    { weight: 4, arbitrary: fc.constant(1) },
+    { weight: 1, arbitrary: fc.integer({ min: 2, max: 4 }) },
+  ),
+  priority: fc.integer({ min: 0, max: 1 }),
+  salt: fc.constantFrom('', '', '', 'other'),
+  needsAllRows: fc.oneof(
+    { weight: 5, arbitrary: fc.constant(false) },
+    { weight: 1, arbitrary: fc.constant(true) },
+  ),
+});
+
+type Event = { readonly add: Arrival } | { readonly cancel: number } | { readonly steps: number };
+
+const event: fc.Arbitrary<Event> = fc.oneof(
+  { weight: 4, arbitrary: fc.record({ add: arrival }) },
+  { weight: 1, arbitrary: fc.record({ cancel: fc.nat(40) }) },
+  { weight: 4, arbitrary: fc.record({ steps: fc.integer({ min: 1, max: 6 }) }) },
+);
+
+const policy = fc.record({
+  maxBatchSize: fc.integer({ min: 1, max: 9 }),
+  stepTokens: fc.integer({ min: 1, max: 24 }),
+  maxLength: fc.constant(64),
+  maxQueueSize: fc.constant(1000),
+  inFlightBatching: fc.boolean(),
+  chunkedPrefill: fc.boolean(),
+  prefixAware: fc.boolean(),
+  prefixCaching: fc.boolean(),
+  maxNumSteps: fc.constantFrom(1, 1, 3, 8),
+});
+
+function play(drive: Drive, events: readonly Event[]): void {
+  const cancelled = new Set<number>();
+  for (const each of events) {
+    if ('add' in each) {
+      // The longest prompt has 26 tokens; smaller pools refuse some, which is an outcome as good as any.
+      try {
+        drive.add(each.add);
+      } catch (error) {
+        assert.equal((error as { code?: string }).code, 'context_exceeded');
+        cancelled.add(drive.sequences.length);
+      }
+    } else if ('cancel' in each) {
+      const sequence = drive.sequences[each.cancel];
+      if (sequence !== undefined) drive.scheduler.finish(sequence);
+      drive.check();
+    } else {
+      for (let i = 0; i < each.steps; i++) drive.step();
+    }
+  }
+  drive.finish();
+  drive.checkAnswers();
+}
+
+describe('whatever arrives, forks and is cancelled', () => {
+  test('blocks are conserved, no row has two owners, answers are right, and everything ends', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 2, max: 40 }),
+        policy,
+        fc.array(event, { maxLength: 40 }),
+        (blocks, options, events) => {
+          play(new Drive(blocks, options), events);
+        },
+      ),
+      { numRuns: 400 },
+    );
+  });
+
+  test('the same holds when the Nth allocation fails, for every N', () => {
+    const events: Event[] = Array.from({ length: 10 }, (_, i) => [
+      { add: { prompt: [1, 2, 3, 4, 5, 6, i % 3, 8, 9, i], tokens: 6, choices: i % 4 === 1 ? 3 : 1 } },
+      { steps: 1 + (i % 3) },
+    ]).flat();
+    for (const options of [{}, { maxNumSteps: 4 }, { prefixCaching: false }, { inFlightBatching: false }]) {
+      for (let failing = 1; ; failing++) {
+        const drive = new Drive(14, options);
+        drive.pool.failing = failing;
+        play(drive, events);
+        assert.equal(drive.finished.length, 16);
+        if (drive.pool.calls < failing) break;
+      }
+    }
+  });
+
+  test('the oldest of the highest priority is never preempted and never waits for a later one', () => {
+    fc.assert(
+      fc.property(
+        fc.array(arrival, { minLength: 2, maxLength: 12 }),
+        fc.integer({ min: 12, max: 24 }),
+        (arrivals, blocks) => {
+          const drive = new Drive(blocks, { maxBatchSize: 8 });
+          for (const each of arrivals) drive.add({ ...each, priority: 0, choices: 1 });
+          drive.step();
+          while (!drive.scheduler.idle) {
+            const [oldest] = drive.scheduler.running;
+            const schedule = drive.step()!;
+            const ran = schedule.slices.some((slice) => slice.sequence === oldest);
+            assert(oldest === undefined || ran, `request ${oldest?.request} got no slice`);
+          }
+        },
+      ),
+      { numRuns: 100 },
+    );
+  });
+});
