@@ -1,7 +1,8 @@
 /**
  * The Tokenizer of a checkpoint's folder. Encoding is the library's; decoding is ours, by bytes, so that a text, its
  * stream and the bytes of its tokens always agree.
- * Known departures from Hugging Face's tokenizers when encoding: `single_word` of added tokens is not looked at.
+ * Known departures from Hugging Face's tokenizers when encoding: `single_word` of added tokens is not looked at, and the
+ * white space that `lstrip` and `rstrip` take is JavaScript's (with U+FEFF, without U+0085).
  */
 import { Tokenizer as Encoder } from '@huggingface/tokenizers';
 import { SluiceError } from '../errors.ts';
