@@ -74,6 +74,7 @@ export const ortFunctions = {
   BindOutput: [137, 'status', ['pointer', 'string', 'pointer']],
   ClearBoundInputs: [141, 'void', ['pointer']],
   ClearBoundOutputs: [142, 'void', ['pointer']],
+  AddInitializer: [150, 'status', ['pointer', 'string', 'pointer']],
   AddExternalInitializers: [210, 'status', ['pointer', 'pointer', 'pointer', 'size']],
 } as const satisfies Record<string, readonly [number, ResultKind, readonly ArgumentKind[]]>;
 

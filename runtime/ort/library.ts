@@ -114,7 +114,7 @@ export function addressOf(array: ArrayBufferView): Pointer {
   return koffi.address(array);
 }
 
-const libc = koffi.load(process.platform === 'win32' ? 'msvcrt.dll' : null);
+export const libc = koffi.load(process.platform === 'win32' ? 'msvcrt.dll' : null);
 
 /** Copies `bytes` bytes; neither side may be detached, and the regions may not overlap. */
 export const copyMemory = libc.func('memcpy', 'void *', ['void *', 'void *', 'size_t']) as unknown as (

@@ -27,12 +27,15 @@ export interface SessionOptions {
   /** ORT's session configuration entries, such as `session.disable_prepacking`: `1`. */
   readonly config?: Readonly<Record<string, string>>;
   /**
-   * Values of initializers that the model declares as external data, by name. ORT uses their memory in place (it may
-   * also pack a copy); the session keeps the values alive and closes them.
+   * Values of initializers that the model declares as external data, by name. They may be closed and their memory
+   * reused as soon as the session is made: ORT packs or copies them.
    */
-  readonly initializers?: ReadonlyMap<string, OrtValue>;
-  /** Folder that external data locations in a model given as bytes are relative to. */
-  readonly externalDataFolder?: string;
+  readonly copiedInitializers?: ReadonlyMap<string, OrtValue>;
+  /**
+   * As `copiedInitializers`, but ORT uses the memory in place (and may pack a copy beside it). The session keeps the
+   * values alive and closes them; their memory must stay as it is until the session is closed.
+   */
+  readonly sharedInitializers?: ReadonlyMap<string, OrtValue>;
   /** 0 verbose, 1 information, 2 warning, 3 error, 4 fatal. Default 3. */
   readonly logSeverity?: 0 | 1 | 2 | 3 | 4;
   /** 0 off, 1 basic, 2 extended, 99 all. Default 99. */
@@ -76,7 +79,7 @@ export class Session implements Disposable {
   private constructor(pointer: Pointer, options: SessionOptions) {
     this.pointer = pointer;
     this.#held = {
-      values: [...(options.initializers?.values() ?? [])],
+      values: [...(options.sharedInitializers?.values() ?? [])],
       ops: options.customOps ?? [],
     };
     this.inputNames = readNames(pointer, 'SessionGetInputCount', 'SessionGetInputName');
@@ -102,7 +105,7 @@ export class Session implements Disposable {
     try {
       return new Session(compile(sessionOptions), options);
     } catch (error) {
-      for (const value of options.initializers?.values() ?? []) value.close();
+      for (const value of options.sharedInitializers?.values() ?? []) value.close();
       throw error;
     } finally {
       native.ReleaseSessionOptions(sessionOptions);
@@ -259,14 +262,10 @@ function makeSessionOptions(options: SessionOptions): Pointer {
     for (const domain of options.customOps ?? []) {
       check(native.AddCustomOpDomain(pointer, domain.pointer));
     }
-    const config = { ...options.config };
-    if (options.externalDataFolder !== undefined) {
-      config['session.model_external_initializers_file_folder_path'] = options.externalDataFolder;
-    }
-    for (const [key, value] of Object.entries(config)) {
+    for (const [key, value] of Object.entries(options.config ?? {})) {
       check(native.AddSessionConfigEntry(pointer, key, value));
     }
-    addInitializers(pointer, options.initializers ?? new Map());
+    addInitializers(pointer, options);
     return pointer;
   } catch (error) {
     native.ReleaseSessionOptions(pointer);
@@ -274,11 +273,15 @@ function makeSessionOptions(options: SessionOptions): Pointer {
   }
 }
 
-function addInitializers(options: Pointer, initializers: ReadonlyMap<string, OrtValue>): void {
-  if (initializers.size === 0) return;
-  const names = new NameTable([...initializers.keys()]);
-  const values = BigUint64Array.from(initializers.values(), (value) => value.pointer);
-  check(native.AddExternalInitializers(options, names.addresses, values, initializers.size));
+function addInitializers(pointer: Pointer, options: SessionOptions): void {
+  const shared = options.sharedInitializers ?? new Map<string, OrtValue>();
+  for (const [name, value] of shared) check(native.AddInitializer(pointer, name, value.pointer));
+  // Shared ones are named here too: otherwise ORT looks for the file that the model names.
+  const all = new Map([...shared, ...(options.copiedInitializers ?? [])]);
+  if (all.size === 0) return;
+  const names = new NameTable([...all.keys()]);
+  const values = BigUint64Array.from(all.values(), (value) => value.pointer);
+  check(native.AddExternalInitializers(pointer, names.addresses, values, all.size));
 }
 
 function readNames(
