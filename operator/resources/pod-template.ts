@@ -1,0 +1,124 @@
+/**
+ * A revision's inputs -> the template of its pods. The one function that knows a pod's shape. Its result is frozen in the
+ * revision's record: what changes here reaches only revisions that are made afterwards. Pure.
+ */
+import { runtimeOptions, runtimeSpecArgs } from '../../runtime/config.ts';
+import type { JsonObject } from '../api/objects.ts';
+import type { RevisionInputs } from '../api/revision.ts';
+import { revisionLabels } from './labels.ts';
+import { mergeTemplate } from './merge.ts';
+
+export const runtimeContainer = 'runtime';
+export const httpPortName = 'http';
+export const modelsMountPath = '/models';
+const cacheMountPath = '/cache';
+
+/** A checkpoint may take this long to load before the kubelet gives up on the container. */
+const startupBudgetSeconds = 3600;
+const startupPeriodSeconds = 2;
+
+/** Time for proxies to learn that the pod is going before the runtime is told; its own --shutdown-delay comes after. */
+const preStopSleepSeconds = 2;
+/** Beyond what the runtime takes by its own account. */
+const graceMarginSeconds = 5;
+
+export interface TemplateContext {
+  readonly serviceName: string;
+  readonly revision: string;
+  /** For revisions whose author named no image. */
+  readonly defaultImage: string;
+}
+
+export function podTemplate(inputs: RevisionInputs, context: TemplateContext): JsonObject {
+  const labels = revisionLabels(context.serviceName, context.revision);
+  const base: JsonObject = {
+    metadata: { labels, annotations: { 'kubectl.kubernetes.io/default-container': runtimeContainer } },
+    spec: {
+      automountServiceAccountToken: false,
+      enableServiceLinks: false,
+      terminationGracePeriodSeconds: terminationGraceSeconds(inputs),
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } },
+      containers: [container(inputs, context)],
+      volumes: [...modelVolumes(inputs), { name: 'cache', emptyDir: {} }],
+    },
+  };
+  const merged = mergeTemplate(base, (inputs.template ?? {}) as JsonObject);
+  // Whatever the overlay says, the selectors must find the pods.
+  return mergeTemplate(merged, { metadata: { labels } });
+}
+
+/** Only what the author wrote: the runtime's defaults are the runtime's own. */
+function runtimeArgs(inputs: RevisionInputs): string[] {
+  const { model, quantization, runtime: { extraArgs = [], ...options } = {} } = inputs;
+  return [
+    'serve',
+    flag(runtimeOptions.modelPath, modelsMountPath + model.path),
+    ...(model.weightFiles ?? []).map((file) => flag(runtimeOptions.weightPath, weightPath(model.path, file))),
+    ...(model.servedNames ?? []).map((name) => flag(runtimeOptions.servedModelName, name)),
+    ...(quantization === undefined ? [] : [flag(runtimeOptions.quantizationEncoding, quantization)]),
+    ...runtimeSpecArgs(options),
+    ...extraArgs,
+  ];
+}
+
+function flag(option: { readonly flag: string }, value: string): string {
+  return `--${option.flag}=${value}`;
+}
+
+function weightPath(modelPath: string, file: string): string {
+  return modelsMountPath + (file.startsWith('/') ? file : `${modelPath.replace(/\/+$/, '')}/${file}`);
+}
+
+function container(inputs: RevisionInputs, context: TemplateContext): JsonObject {
+  const gpus = inputs.gpus ?? 0;
+  const subPath = inputs.storage?.persistentVolumeClaim?.subPath;
+  const probe = (path: string) => ({
+    httpGet: { path, port: httpPortName, scheme: 'HTTP' },
+    timeoutSeconds: 5,
+  });
+  return {
+    name: runtimeContainer,
+    image: inputs.image ?? context.defaultImage,
+    args: runtimeArgs(inputs),
+    env: [{ name: runtimeOptions.cacheDir.env, value: cacheMountPath }],
+    ports: [{ name: httpPortName, containerPort: runtimeOptions.port.default, protocol: 'TCP' }],
+    ...(gpus === 0
+      ? {}
+      : { resources: { limits: { [inputs.gpuResource ?? 'nvidia.com/gpu']: String(gpus) } } }),
+    volumeMounts: [
+      ...(inputs.storage === undefined
+        ? []
+        : [{ name: 'models', mountPath: modelsMountPath, readOnly: true, ...(subPath ? { subPath } : {}) }]),
+      { name: 'cache', mountPath: cacheMountPath },
+    ],
+    startupProbe: {
+      ...probe('/health'),
+      periodSeconds: startupPeriodSeconds,
+      failureThreshold: startupBudgetSeconds / startupPeriodSeconds,
+    },
+    readinessProbe: { ...probe('/readyz'), periodSeconds: 2, failureThreshold: 2 },
+    livenessProbe: { ...probe('/livez'), periodSeconds: 10, failureThreshold: 6 },
+    lifecycle: { preStop: { sleep: { seconds: preStopSleepSeconds } } },
+    terminationMessagePolicy: 'FallbackToLogsOnError',
+    securityContext: {
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+    },
+  };
+}
+
+function modelVolumes(inputs: RevisionInputs): JsonObject[] {
+  const claim = inputs.storage?.persistentVolumeClaim;
+  if (claim === undefined) return [];
+  return [{ name: 'models', persistentVolumeClaim: { claimName: claim.claimName, readOnly: true } }];
+}
+
+function terminationGraceSeconds({ runtime = {} }: RevisionInputs): number {
+  return (
+    preStopSleepSeconds +
+    (runtime.shutdownDelaySeconds ?? runtimeOptions.shutdownDelay.default) +
+    (runtime.shutdownGraceSeconds ?? runtimeOptions.shutdownGrace.default) +
+    graceMarginSeconds
+  );
+}
