@@ -68,8 +68,8 @@ export class Scheduler {
     this.kv = kv;
     this.#options = options;
     this.capacity = Math.min(options.maxLength, kv.pool.size * kv.blockTokens);
-    // Decoding never takes a step's whole budget, so a prompt always moves.
-    this.#maxBatchSize = Math.max(1, Math.min(options.maxBatchSize, options.stepTokens - 1));
+    // No more sequences than tokens in a step, so that each of them moves in every step.
+    this.#maxBatchSize = Math.min(options.maxBatchSize, options.stepTokens);
   }
 
   get idle(): boolean {

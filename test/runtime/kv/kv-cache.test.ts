@@ -152,6 +152,30 @@ describe('KvCache', () => {
     assert.equal(kv.find(forged).tokens, 4);
   });
 
+  test('a colliding hash and equal tokens are a miss when the prefix differs', () => {
+    const kv = cacheOf(8);
+    kv.release(run(kv, chainOf([1, 1, 1, 1, 5, 6, 7, 8])));
+    kv.release(run(kv, chainOf([2, 2, 2, 2])));
+    const chain = chainOf([2, 2, 2, 2, 5, 6, 7, 8, 9]);
+    const { hash } = chain;
+    chain.hash = (block) =>
+      block === 1 ? chainOf([1, 1, 1, 1, 5, 6, 7, 8]).hash(1) : hash.call(chain, block);
+    assert.equal(kv.find(chain).tokens, 4);
+  });
+
+  test('what a start needs counts the free blocks that it revives', () => {
+    const kv = cacheOf(8);
+    const held = run(kv, chainOf(range(4)));
+    kv.release(run(kv, chainOf(range(8))));
+    const chain = chainOf(range(14));
+    const before = kv.pool.free;
+    const needed = kv.needed(kv.find(chain), 14);
+    assert.equal(needed, 3);
+    const { table } = kv.start(kv.find(chain), 14)!;
+    assert.equal(before - kv.pool.free, needed);
+    checkConservation(kv, [held, table]);
+  });
+
   test('two sequences that fill the same block at the same time end with one', () => {
     const kv = cacheOf(8);
     const chains = [chainOf(range(9)), chainOf([...range(8), 77])];

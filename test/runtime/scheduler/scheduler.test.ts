@@ -155,6 +155,16 @@ describe('when blocks run out', () => {
     drive.checkAnswers();
   });
 
+  test('nobody is admitted into the blocks that those who run need next', () => {
+    const drive = new Drive(4);
+    drive.add({ prompt: range(8), tokens: 8 });
+    assert.equal(next(drive), '0:8');
+    drive.add({ prompt: range(8, 1), tokens: 1 });
+    drive.finish();
+    assert.equal(drive.scheduler.preemptions, 0);
+    assert.deepEqual(drive.finished, ['0.0', '1.0']);
+  });
+
   test('a sequence ends when it has filled the whole pool', () => {
     const drive = new Drive(4);
     const sequence = drive.add({ prompt: range(6), tokens: 100 });
