@@ -7,7 +7,7 @@ import {
   rotateReference,
 } from '../../runtime/engine/kernels/attention-reference.ts';
 import { type KvDType, PagedAttention } from '../../runtime/engine/kernels/paged-attention.ts';
-import { planCapacity, writePlan } from '../../runtime/engine/step-plan.ts';
+import { planCapacity, type StepLimits, writePlan } from '../../runtime/engine/step-message.ts';
 
 const maxLength = 400;
 const maxStepTokens = 160;
@@ -20,6 +20,10 @@ interface Scenario {
   /** Lengths of the slices that each sequence runs, one step after the other. */
   readonly sequences: readonly (readonly number[])[];
   readonly seed: number;
+}
+
+function limits(maxBatchSize: number, length: number, blockTokens: number): StepLimits {
+  return { maxBatchSize, maxStepTokens, maxLength: length, blockTokens };
 }
 
 /** Mulberry32: numbers in [-1, 1). */
@@ -66,7 +70,7 @@ function worstDifference(scenario: Scenario): number {
     blockCount,
     dtype,
     maxStepTokens,
-    planWords: planCapacity(sequences.length, maxLength, blockTokens),
+    planWords: planCapacity(limits(sequences.length, maxLength, blockTokens)),
   });
   const ids = Array.from({ length: blockCount }, (_, i) => i).sort(() => next());
   const states = sequences.map((slices, index) => ({
@@ -76,7 +80,7 @@ function worstDifference(scenario: Scenario): number {
     keys: [] as Float32Array[],
     values: [] as Float32Array[],
   }));
-  const plan = new Int32Array(planCapacity(sequences.length, maxLength, blockTokens));
+  const plan = new Int32Array(planCapacity(limits(sequences.length, maxLength, blockTokens)));
   let worst = 0;
   for (let step = 0; step < Math.max(...sequences.map((slices) => slices.length)); step++) {
     const running = states.filter((state) => step < state.slices.length);
@@ -216,7 +220,7 @@ test('paged attention follows a long prompt in uneven chunks, then single tokens
 test('a row has the same bits alone and in a mixed batch', () => {
   const shape = { heads: 6, kvHeads: 2, headDim: 20, rotaryDim: 20, window: 0, softcap: 0, scale: 0.2 };
   const blockTokens = 16;
-  const planWords = planCapacity(2, maxLength, blockTokens);
+  const planWords = planCapacity(limits(2, maxLength, blockTokens));
   const attention = new PagedAttention({
     layers: [shape],
     blockTokens,
@@ -253,7 +257,7 @@ test('a row has the same bits alone and in a mixed batch', () => {
 test('leftovers of another sequence in a page, even NaN, are not seen', () => {
   const shape = { heads: 2, kvHeads: 1, headDim: 8, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
   for (const dtype of ['float32', 'bfloat16'] as const) {
-    const planWords = planCapacity(1, 64, 16);
+    const planWords = planCapacity(limits(1, 64, 16));
     const attention = new PagedAttention({
       layers: [shape],
       blockTokens: 16,
@@ -285,7 +289,7 @@ test('leftovers of another sequence in a page, even NaN, are not seen', () => {
 test('copying a block copies the first rows of every layer and no more', () => {
   const shape = { heads: 2, kvHeads: 2, headDim: 10, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
   for (const dtype of ['float32', 'bfloat16', 'int8'] as const) {
-    const planWords = planCapacity(1, 64, 8);
+    const planWords = planCapacity(limits(1, 64, 8));
     const attention = new PagedAttention({
       layers: [shape, shape],
       blockTokens: 8,

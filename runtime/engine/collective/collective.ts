@@ -33,11 +33,15 @@ export interface Collective {
 export class SoloCollective implements Collective {
   readonly rank = 0;
   readonly ranks = 1;
-  #buffer = new Float32Array(0);
+  readonly #buffer: Float32Array;
   #failure: string | undefined;
 
+  /** `reduceFloats`: the largest all-reduce. */
+  constructor(reduceFloats: number) {
+    this.#buffer = new Float32Array(reduceFloats);
+  }
+
   contribution(count: number): Float32Array {
-    if (this.#buffer.length < count) this.#buffer = new Float32Array(count);
     return this.#buffer.subarray(0, count);
   }
 

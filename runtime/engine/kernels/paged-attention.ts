@@ -21,7 +21,7 @@ export interface PagedAttentionOptions {
   readonly blockCount: number;
   readonly dtype: KvDType;
   readonly maxStepTokens: number;
-  /** Words of the longest plan (step-plan.ts). */
+  /** Words of the longest plan (step-message.ts). */
   readonly planWords: number;
 }
 
@@ -185,7 +185,7 @@ export class PagedAttention {
   }
 
   /**
-   * Starts a step. `plan` as step-plan.ts writes it; `angles` is [tokens, rotaryDim]: for each packed row the cosines,
+   * Starts a step. `plan` as step-message.ts writes it; `angles` is [tokens, rotaryDim]: for each packed row the cosines,
    * then the sines, of its position.
    */
   begin(plan: Int32Array, angles: Float32Array): void {
