@@ -81,13 +81,16 @@ after(async () => {
   }
 });
 
-/** The first call of a file may take minutes, where the programs are not built yet. */
-export function controlPlane(t: TestContext, parts: ControlPlaneParts = {}): Promise<TestControlPlane> {
+/** The first call of a file may take minutes, where the programs are not built yet. Good in hooks too. */
+export function controlPlane(
+  t: { readonly diagnostic?: (line: string) => void },
+  parts: ControlPlaneParts = {},
+): Promise<TestControlPlane> {
   const { controllerManager = false, scheduler = false } = parts;
   const key = JSON.stringify([controllerManager, scheduler]);
   let plane = started.get(key);
   if (plane === undefined) {
-    plane = startForTests({ controllerManager, scheduler }, (line) => t.diagnostic(line));
+    plane = startForTests({ controllerManager, scheduler }, (line) => t.diagnostic?.(line));
     started.set(key, plane);
   }
   return plane;
