@@ -50,6 +50,10 @@ export interface ObjectRef {
   readonly name: string;
 }
 
+export interface GetOptions {
+  readonly signal?: AbortSignal;
+}
+
 export interface ListOptions {
   readonly namespace?: string;
   readonly labelSelector?: string;
@@ -109,7 +113,7 @@ export interface DeleteOptions extends WriteOptions {
 /** Every method throws KubeError for an answer other than 2xx, and for a connection that failed (status 0). */
 export interface KubeClient {
   /** Undefined when there is no such object (404). */
-  get(type: ResourceType, ref: ObjectRef): Promise<KubeObject | undefined>;
+  get(type: ResourceType, ref: ObjectRef, options?: GetOptions): Promise<KubeObject | undefined>;
   list(type: ResourceType, options?: ListOptions): Promise<ObjectList>;
   /** Ends when the server ends it; throws KubeError (410 Expired: list again). */
   watch(type: ResourceType, options: WatchOptions): AsyncIterable<WatchEvent>;

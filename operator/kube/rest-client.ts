@@ -6,6 +6,7 @@
 import type {
   ApplyOptions,
   DeleteOptions,
+  GetOptions,
   KubeClient,
   KubeObject,
   ListOptions,
@@ -74,9 +75,10 @@ class RestClient implements ConnectedKubeClient {
     this.#credentials.close();
   }
 
-  async get(type: ResourceType, ref: ObjectRef): Promise<KubeObject | undefined> {
+  async get(type: ResourceType, ref: ObjectRef, options: GetOptions = {}): Promise<KubeObject | undefined> {
     try {
-      return withType(type, await this.#json({ method: 'GET', path: objectPath(type, ref) }));
+      const path = objectPath(type, ref);
+      return withType(type, await this.#json({ method: 'GET', path, signal: options.signal }));
     } catch (error) {
       if (error instanceof KubeError && error.status === 404) return undefined;
       throw error;

@@ -8,6 +8,7 @@ import { isDeepStrictEqual } from 'node:util';
 import {
   type ApplyOptions,
   type DeleteOptions,
+  type GetOptions,
   type KubeClient,
   KubeError,
   type KubeObject,
@@ -99,7 +100,8 @@ export class MemoryKube implements KubeClient {
     return this.requests.filter(({ verb }) => !['get', 'list', 'watch', 'text'].includes(verb));
   }
 
-  async get(type: ResourceType, ref: ObjectRef): Promise<KubeObject | undefined> {
+  async get(type: ResourceType, ref: ObjectRef, options: GetOptions = {}): Promise<KubeObject | undefined> {
+    options.signal?.throwIfAborted();
     await this.#request({
       verb: 'get',
       type,
