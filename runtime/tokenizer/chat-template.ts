@@ -24,6 +24,8 @@ export interface RenderOptions {
 }
 
 export interface ChatTemplate {
+  /** Whether the template looks at a variable of this name. */
+  mentions(variable: string): boolean;
   /** Throws SluiceError `request_invalid` with the template's own words when it refuses the messages. */
   render(messages: readonly ChatMessage[], options?: RenderOptions): string;
 }
@@ -40,10 +42,11 @@ export function loadChatTemplate(folder: string): ChatTemplate | undefined {
   const fallback = parsed.get('default') ?? (parsed.size === 1 ? [...parsed.values()][0] : undefined);
   if (fallback === undefined) return undefined;
   const tokens = specialTokens(config);
+  const source = [...sources.values()].map(({ text }) => text).join('\n');
   return {
+    mentions: (variable) => source.includes(variable),
     render(messages, { tools, addGenerationPrompt = true, variables = {} } = {}) {
       const template = (tools !== undefined && parsed.get('tool_use')) || fallback;
-      const source = [...sources.values()].map(({ text }) => text).join('');
       try {
         return template.render({
           ...tokens,

@@ -1,0 +1,114 @@
+/**
+ * Every metric of the runtime, named once. Enters: observations. Leaves: Prometheus text. Must not know who observes.
+ */
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+
+/** What the engine's gauges show at the moment of a scrape. */
+export interface LoadSnapshot {
+  readonly requestsRunning: number;
+  readonly requestsWaiting: number;
+  readonly kvBlocksUsed: number;
+  readonly kvBlocksTotal: number;
+}
+
+export interface Metrics {
+  readonly httpRequests: Counter<'route' | 'status'>;
+  readonly httpSeconds: Histogram<'route'>;
+  readonly promptTokens: Counter;
+  readonly cachedPromptTokens: Counter;
+  readonly completionTokens: Counter;
+  readonly finished: Counter<'reason'>;
+  readonly timeToFirstToken: Histogram;
+  readonly interTokenLatency: Histogram;
+  readonly requestSeconds: Histogram;
+  readonly contentType: string;
+  text(): Promise<string>;
+}
+
+const stepBuckets = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5];
+const waitBuckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+const requestBuckets = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600];
+
+/** `snapshot` is asked at each scrape; undefined while there is no engine: the gauges are then 0. */
+export function createMetrics(
+  snapshot: () => LoadSnapshot | undefined,
+  modelNames: readonly string[],
+): Metrics {
+  const registry = new Registry();
+  const registers = [registry];
+  collectDefaultMetrics({ register: registry });
+  const gauge = (name: string, help: string, read: (load: LoadSnapshot) => number) =>
+    new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        const load = snapshot();
+        this.set(load === undefined ? 0 : read(load));
+      },
+    });
+  gauge('sluice_requests_running', 'Sequences that are being run', (load) => load.requestsRunning);
+  gauge('sluice_requests_waiting', 'Sequences that wait for their turn', (load) => load.requestsWaiting);
+  gauge(
+    'sluice_kv_blocks_used',
+    'Blocks of the KV cache that running sequences hold',
+    (load) => load.kvBlocksUsed,
+  );
+  gauge('sluice_kv_blocks_total', 'Blocks of the KV cache', (load) => load.kvBlocksTotal);
+  new Gauge({ name: 'sluice_model_info', help: 'The served model', labelNames: ['model'], registers }).set(
+    { model: modelNames[0] ?? '' },
+    1,
+  );
+  return {
+    httpRequests: new Counter({
+      name: 'sluice_http_requests_total',
+      help: 'HTTP requests answered; 499: the client went away',
+      labelNames: ['route', 'status'],
+      registers,
+    }),
+    httpSeconds: new Histogram({
+      name: 'sluice_http_request_duration_seconds',
+      help: 'From the request to the end of its answer',
+      labelNames: ['route'],
+      buckets: requestBuckets,
+      registers,
+    }),
+    promptTokens: new Counter({ name: 'sluice_prompt_tokens_total', help: 'Tokens of prompts', registers }),
+    cachedPromptTokens: new Counter({
+      name: 'sluice_prompt_tokens_cached_total',
+      help: 'Tokens of prompts that were taken from the KV cache',
+      registers,
+    }),
+    completionTokens: new Counter({
+      name: 'sluice_completion_tokens_total',
+      help: 'Tokens generated',
+      registers,
+    }),
+    finished: new Counter({
+      name: 'sluice_choices_finished_total',
+      help: 'Answers ended, by reason; abort: the client went away or the server stopped',
+      labelNames: ['reason'],
+      registers,
+    }),
+    timeToFirstToken: new Histogram({
+      name: 'sluice_time_to_first_token_seconds',
+      help: 'From the request to its first token',
+      buckets: waitBuckets,
+      registers,
+    }),
+    interTokenLatency: new Histogram({
+      name: 'sluice_inter_token_latency_seconds',
+      help: 'Between two tokens of an answer',
+      buckets: stepBuckets,
+      registers,
+    }),
+    requestSeconds: new Histogram({
+      name: 'sluice_request_duration_seconds',
+      help: 'From the request to its last token',
+      buckets: requestBuckets,
+      registers,
+    }),
+    contentType: registry.contentType,
+    text: () => registry.metrics(),
+  };
+}

@@ -1,0 +1,37 @@
+/** A thread of the tokenizer pool: jobs in, ids or a user's error out. */
+import { parentPort, workerData } from 'node:worker_threads';
+import { type ErrorCode, SluiceError } from '../errors.ts';
+import { type ChatMessage, loadChatTemplate, type RenderOptions } from './chat-template.ts';
+import { loadTokenizer } from './hugging-face.ts';
+
+export type PoolJob =
+  | { readonly kind: 'text'; readonly text: string; readonly addSpecialTokens: boolean }
+  | {
+      readonly kind: 'chat';
+      readonly messages: readonly ChatMessage[];
+      readonly options: RenderOptions & { readonly addSpecialTokens: boolean };
+    };
+
+export type PoolAnswer =
+  | { readonly ids: number[] }
+  | { readonly code: ErrorCode; readonly message: string; readonly param: string };
+
+const tokenizer = loadTokenizer(workerData as string);
+const template = loadChatTemplate(workerData as string);
+
+function run(job: PoolJob): number[] {
+  if (job.kind === 'text') return tokenizer.encode(job.text, job);
+  // Jobs of chats come only from a pool that has a template.
+  return tokenizer.encode(template!.render(job.messages, job.options), job.options);
+}
+
+parentPort!.on('message', ({ id, job }: { id: number; job: PoolJob }) => {
+  let answer: PoolAnswer;
+  try {
+    answer = { ids: run(job) };
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error;
+    answer = { code: error.code, message: error.message, param: error.param ?? 'prompt' };
+  }
+  parentPort!.postMessage({ id, answer });
+});
