@@ -1,6 +1,6 @@
 /** What every Collective does; each rank of the implementation under test runs it in its own thread. */
 import assert from 'node:assert/strict';
-import type { Collective } from '../../runtime/engine/collective/collective.ts';
+import type { Collective } from '../../../runtime/engine/collective/collective.ts';
 
 /** Exact in float32, different for every rank, round and position. */
 function part(rank: number, round: number, index: number): number {

@@ -5,9 +5,9 @@ import {
   type AttentionShape,
   attendReference,
   rotateReference,
-} from '../../runtime/engine/kernels/attention-reference.ts';
-import { type KvDType, PagedAttention } from '../../runtime/engine/kernels/paged-attention.ts';
-import { planCapacity, type StepLimits, writePlan } from '../../runtime/engine/step-message.ts';
+} from '../../../runtime/engine/kernels/attention-reference.ts';
+import { type KvDType, PagedAttention } from '../../../runtime/engine/kernels/paged-attention.ts';
+import { planCapacity, type StepLimits, writePlan } from '../../../runtime/engine/step-message.ts';
 
 const maxLength = 400;
 const maxStepTokens = 160;

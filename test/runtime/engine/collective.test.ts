@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
-import { SoloCollective } from '../../runtime/engine/collective/collective.ts';
-import { shareMemory, ThreadCollective } from '../../runtime/engine/collective/thread-collective.ts';
-import { SluiceError } from '../../runtime/errors.ts';
+import { SoloCollective } from '../../../runtime/engine/collective/collective.ts';
+import { shareMemory, ThreadCollective } from '../../../runtime/engine/collective/thread-collective.ts';
+import { SluiceError } from '../../../runtime/errors.ts';
 import { exerciseCollective } from './collective-suite.ts';
 import type { CollectiveWorkerData } from './collective-worker.ts';
 

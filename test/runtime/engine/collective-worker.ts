@@ -3,7 +3,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import {
   type SharedCollective,
   ThreadCollective,
-} from '../../runtime/engine/collective/thread-collective.ts';
+} from '../../../runtime/engine/collective/thread-collective.ts';
 import { exerciseCollective } from './collective-suite.ts';
 
 export interface CollectiveWorkerData {
