@@ -59,4 +59,6 @@ export interface Checkpoint {
   readonly encoding: string;
   /** Bytes of all weights as stored. */
   readonly weightBytes: number;
+  /** Changes when the files' content does: what prepared weights are cached under. Absent: they are not cached. */
+  readonly identity?: string;
 }
