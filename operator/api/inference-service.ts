@@ -46,7 +46,16 @@ const modelSchema = z
       .string()
       .min(1)
       .max(1024)
-      .describe('The checkpoint: an absolute path inside `storage`, for example /tiny.'),
+      .describe('The checkpoint: an absolute path inside `storage`, for example /tiny.')
+      .meta(
+        rules(
+          {
+            rule: "self.startsWith('/')",
+            message: 'the form is an absolute path inside spec.storage, for example /tiny',
+          },
+          { rule: noParent('self'), message: 'may not leave the storage: no "..", for example /team-a/tiny' },
+        ),
+      ),
     servedNames: z
       .array(
         z
@@ -189,25 +198,13 @@ export const specSchema = z
     template: templateSchema.exactOptional(),
   })
   .meta(
-    rules(
-      {
-        rule: "self.model.path.startsWith('/')",
-        message: 'model.path must be absolute: a folder inside spec.storage, for example /tiny',
-        fieldPath: '.model.path',
-      },
-      {
-        rule: noParent('self.model.path'),
-        message: 'model.path may not leave the storage: no ".." in it, for example /team-a/tiny',
-        fieldPath: '.model.path',
-      },
-      {
-        rule: "!self.model.path.startsWith('/') || has(self.storage)",
-        message:
-          'an absolute model.path needs spec.storage, the volume it lies in, for example persistentVolumeClaim: {claimName: models}',
-        fieldPath: '.storage',
-        reason: 'FieldValueRequired',
-      },
-    ),
+    rules({
+      rule: "!self.model.path.startsWith('/') || has(self.storage)",
+      message:
+        'an absolute model.path needs spec.storage, the volume it lies in, for example persistentVolumeClaim: {claimName: models}',
+      fieldPath: '.storage',
+      reason: 'FieldValueRequired',
+    }),
   );
 
 export type InferenceServiceSpec = z.output<typeof specSchema>;

@@ -1,0 +1,162 @@
+/**
+ * The caches that a reconcile reads: InferenceServices, the children and the pods of all or of some namespaces. Enters: a
+ * client. Leaves: reflectors, lookups over them, and the key that each change concerns. Only objects with the operator's
+ * labels are kept, and of pods only what is looked at: a cluster is full of pods that are none of ours.
+ */
+
+import { group, kind } from '../api/inference-service.ts';
+import type { AnyObject } from '../api/objects.ts';
+import { controllerOf } from '../api/objects.ts';
+import type { Controller } from '../controller/controller.ts';
+import { Reflector, type ReflectorOptions } from '../controller/reflector.ts';
+import type { Change } from '../controller/store.ts';
+import { type KubeObject, type ResourceType, resources } from '../kube/client.ts';
+import { serviceLabel } from '../resources/labels.ts';
+
+export const childTypes: Readonly<Record<string, ResourceType>> = {
+  ControllerRevision: resources.controllerRevisions,
+  Service: resources.services,
+  Deployment: resources.deployments,
+};
+
+export type SourceOptions = Pick<ReflectorOptions, 'client' | 'clock' | 'random' | 'log'> & {
+  /** Empty: all namespaces. */
+  readonly namespaces: readonly string[];
+  readonly metrics?: (resource: string) => ReflectorOptions['metrics'];
+};
+
+const byService = 'service';
+
+export class Sources {
+  readonly #services: Reflector[] = [];
+  readonly #children = new Map<string, Reflector[]>();
+  readonly #pods: Reflector[] = [];
+
+  constructor(options: SourceOptions) {
+    const { namespaces, metrics, ...shared } = options;
+    const reflector = (type: ResourceType, more: Partial<ReflectorOptions>, namespace?: string) => {
+      const observed = metrics?.(type.plural);
+      return new Reflector({
+        ...shared,
+        type,
+        ...(observed === undefined ? {} : { metrics: observed }),
+        ...(namespace === undefined ? {} : { namespace }),
+        ...more,
+      });
+    };
+    // Whole objects: who manages which field is what drift is found by.
+    const child = { labelSelector: serviceLabel, transform: (object: KubeObject) => object };
+    const pod = { labelSelector: serviceLabel, transform: trimPod, indexes: { [byService]: serviceKeys } };
+    for (const namespace of namespaces.length === 0 ? [undefined] : namespaces) {
+      this.#services.push(reflector(resources.inferenceServices, {}, namespace));
+      for (const [childKind, type] of Object.entries(childTypes))
+        this.#children.set(childKind, [
+          ...(this.#children.get(childKind) ?? []),
+          reflector(type, child, namespace),
+        ]);
+      this.#pods.push(reflector(resources.pods, pod, namespace));
+    }
+  }
+
+  get reflectors(): readonly Reflector[] {
+    return [...this.#services, ...[...this.#children.values()].flat(), ...this.#pods];
+  }
+
+  get hasSynced(): boolean {
+    return this.reflectors.every((each) => each.hasSynced);
+  }
+
+  /** What has not been listed yet: `inferenceservices`, also while the CRD is missing. */
+  get missing(): string[] {
+    return this.reflectors.filter((each) => !each.hasSynced).map((each) => each.type.plural);
+  }
+
+  /** How many InferenceServices there are. */
+  get size(): number {
+    return this.#services.reduce((sum, each) => sum + each.store.size, 0);
+  }
+
+  /** Feeds the controller with the key of every change. */
+  feed(controller: Controller): void {
+    for (const each of this.#services) controller.watch(each, ({ object }) => [keyOf(object)]);
+    for (const each of [...this.#children.values()].flat()) controller.watch(each, ownerKeys);
+    for (const each of this.#pods) controller.watch(each, ({ object }) => serviceKeys(object));
+  }
+
+  /** The result ends the subscription. */
+  onDeleted(handler: (object: KubeObject) => void): () => void {
+    const ends = this.reflectors.map((each) =>
+      each.subscribe((change) => {
+        if (change.type === 'deleted') handler(change.object as KubeObject);
+      }),
+    );
+    return () => {
+      for (const end of ends) end();
+    };
+  }
+
+  service(key: string): KubeObject | undefined {
+    return first(this.#services, (each) => each.store.get(key));
+  }
+
+  child(childKind: string, key: string): KubeObject | undefined {
+    return first(this.#children.get(childKind) ?? [], (each) => each.store.get(key));
+  }
+
+  childrenOf(uid: string): KubeObject[] {
+    return [...this.#children.values()].flat().flatMap((each) => each.store.by('owner', uid));
+  }
+
+  podsOf(key: string): KubeObject[] {
+    return this.#pods.flatMap((each) => each.store.by(byService, key));
+  }
+}
+
+function keyOf({ metadata }: AnyObject): string {
+  return `${metadata.namespace ?? ''}/${metadata.name}`;
+}
+
+/** The services that control a child, now and before: an edit of its owners concerns both. */
+function ownerKeys({ object, previous }: Change): string[] {
+  return [object, ...(previous === undefined ? [] : [previous])].flatMap((each) => {
+    const owner = controllerOf(each);
+    if (owner?.kind !== kind || !owner.apiVersion.startsWith(`${group}/`)) return [];
+    return [`${each.metadata.namespace ?? ''}/${owner.name}`];
+  });
+}
+
+function serviceKeys(object: AnyObject): string[] {
+  const name = object.metadata.labels?.[serviceLabel];
+  return name === undefined ? [] : [`${object.metadata.namespace ?? ''}/${name}`];
+}
+
+/** What plan/ looks at in a pod. */
+function trimPod({ apiVersion, kind: podKind, metadata, spec, status }: KubeObject): KubeObject {
+  const { managedFields: _, annotations: __, ...kept } = metadata;
+  // biome-ignore lint/suspicious/noExplicitAny: a container of a pod's spec.
+  const trim = ({ name, image, resources: wanted }: any) => ({ name, image, resources: wanted });
+  return {
+    apiVersion,
+    kind: podKind,
+    metadata: kept,
+    spec: {
+      nodeName: spec?.nodeName,
+      containers: (spec?.containers ?? []).map(trim),
+      initContainers: (spec?.initContainers ?? []).map(trim),
+    },
+    status: {
+      phase: status?.phase,
+      conditions: status?.conditions,
+      containerStatuses: status?.containerStatuses,
+      initContainerStatuses: status?.initContainerStatuses,
+    },
+  };
+}
+
+function first<T>(reflectors: readonly Reflector[], find: (each: Reflector) => T | undefined): T | undefined {
+  for (const each of reflectors) {
+    const found = find(each);
+    if (found !== undefined) return found;
+  }
+  return undefined;
+}
