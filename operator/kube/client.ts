@@ -110,7 +110,10 @@ export interface DeleteOptions extends WriteOptions {
   readonly gracePeriodSeconds?: number;
 }
 
-/** Every method throws KubeError for an answer other than 2xx, and for a connection that failed (status 0). */
+/**
+ * Every method throws KubeError for an answer other than 2xx, and for a connection that failed (status 0); the signal's
+ * reason when the signal aborted.
+ */
 export interface KubeClient {
   /** Undefined when there is no such object (404). */
   get(type: ResourceType, ref: ObjectRef, options?: GetOptions): Promise<KubeObject | undefined>;

@@ -204,8 +204,8 @@ export function applyFields(
     });
   let object = merge(kind, live, applied) as JsonObject;
   const dropped = [...(mine?.fields ?? [])].filter((path) => !appliedLeaves.has(path));
-  // Leaves first, then the items that held them; an item in which someone else owns something stays.
-  dropped.sort((a, b) => Number(a.endsWith('"."]')) - Number(b.endsWith('"."]')));
+  // Items first, while their keys are there to find them by; an item in which someone else owns something stays.
+  dropped.sort((a, b) => Number(b.endsWith('"."]')) - Number(a.endsWith('"."]')));
   for (const path of dropped) {
     const elements = JSON.parse(path) as string[];
     const prefix = elements.at(-1) === '.' ? JSON.stringify(elements.slice(0, -1)).slice(0, -1) : undefined;
