@@ -61,15 +61,12 @@ export class Scheduler {
   /** Prompt tokens found in the cache. */
   prefixHitTokens = 0;
   readonly #options: SchedulerOptions;
-  readonly #maxBatchSize: number;
   #prefilledLast = false;
 
   constructor(kv: KvCache, options: SchedulerOptions) {
     this.kv = kv;
     this.#options = options;
     this.capacity = Math.min(options.maxLength, kv.pool.size * kv.blockTokens);
-    // No more sequences than tokens in a step, so that each of them moves in every step.
-    this.#maxBatchSize = Math.min(options.maxBatchSize, options.stepTokens);
   }
 
   get idle(): boolean {
@@ -137,7 +134,7 @@ export class Scheduler {
       choices: 1,
       needsAllRows: false,
     });
-    if (this.running.length < this.#maxBatchSize) {
+    if (this.running.length < this.#options.maxBatchSize) {
       child.table = this.kv.fork(sequence.table);
       child.state = 'running';
       insertSorted(this.running, child);
@@ -187,7 +184,7 @@ export class Scheduler {
       const begun = sequence.remaining > 1;
       if (begun && draft.left > 0) addSlice(draft, sequence, Math.min(sequence.remaining, draft.left), []);
     }
-    if (draft.left === 0 || this.waiting.length === 0 || this.running.length >= this.#maxBatchSize) return;
+    if (draft.left === 0 || this.waiting.length === 0 || this.running.length >= this.#options.maxBatchSize) return;
     for (const sequence of this.#candidates()) {
       if (draft.left === 0 || !this.#hasSlots(sequence)) return;
       if (this.#awaitsPrefix(sequence)) continue;
@@ -214,7 +211,7 @@ export class Scheduler {
 
   #hasSlots(sequence: Sequence): boolean {
     const taken = this.running.reduce((sum, other) => sum + other.choices, 0);
-    return taken === 0 || taken + sequence.choices <= this.#maxBatchSize;
+    return taken === 0 || taken + sequence.choices <= this.#options.maxBatchSize;
   }
 
   /** Whether a sequence that runs is about to fill blocks that this one can then share. */

@@ -59,6 +59,12 @@ describe('what runs in a step', () => {
     drive.checkAnswers();
   });
 
+  test('no more sequences than tokens in a step, so that each of them moves', () => {
+    const drive = new Drive(64, { maxBatchSize: 8, stepTokens: 2 });
+    for (let i = 0; i < 4; i++) drive.add({ prompt: range(1, i), tokens: 3 });
+    assert.deepEqual([next(drive), next(drive), next(drive), next(drive)], ['0:1 1:1', '0:1 1:1', '0:1 1:1', '2:1 3:1']);
+  });
+
   test('more choices than the batch takes run after one another', () => {
     const drive = new Drive(64, { maxBatchSize: 2 });
     drive.add({ prompt: range(6), tokens: 4, choices: 5 });
@@ -156,10 +162,10 @@ describe('when blocks run out', () => {
   });
 
   test('nobody is admitted into the blocks that those who run need next', () => {
-    const drive = new Drive(4);
+    const drive = new Drive(5);
     drive.add({ prompt: range(8), tokens: 8 });
     assert.equal(next(drive), '0:8');
-    drive.add({ prompt: range(8, 1), tokens: 1 });
+    drive.add({ prompt: range(8, 1), tokens: 8 });
     drive.finish();
     assert.equal(drive.scheduler.preemptions, 0);
     assert.deepEqual(drive.finished, ['0.0', '1.0']);
