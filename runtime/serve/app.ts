@@ -1,0 +1,118 @@
+/**
+ * The fastify applications of one server: the API, and /metrics on its own port when one is given. Routes are added here
+ * and nowhere else; keys, refusal while shutting down, measuring and error bodies are the same for all of them.
+ */
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import type { Logger } from 'pino';
+import { SluiceError } from '../errors.ts';
+import { ApiKeys } from './api-keys.ts';
+import type { ServerContext } from './context.ts';
+import { errorBody, userError } from './error-body.ts';
+import { registerChatCompletions } from './routes/chat-completions.ts';
+import { registerCompletions } from './routes/completions.ts';
+import { registerHealth } from './routes/health.ts';
+import { registerModels } from './routes/models.ts';
+import { registerTokenize } from './routes/tokenize.ts';
+
+/** Retry-After of a 503, in seconds. */
+const retrySeconds = 2;
+
+/** Paths that need a key when there are keys, and that are refused while the server ends. */
+const isApi = (route: string) => route.startsWith('/v1/') || route === '/tokenize' || route === '/detokenize';
+
+/** Throws SluiceError `config_invalid` for a bad key file. */
+export function createApi(context: ServerContext, log: Logger): FastifyInstance {
+  const { config, lifecycle } = context;
+  const keys = config.apiKeyFile === undefined ? undefined : new ApiKeys(config.apiKeyFile);
+  const app = createBase(context, log);
+  app.addHook('onRequest', async (request) => {
+    // The route and not the URL: the router decodes %-escapes before it matches.
+    if (!isApi(request.routeOptions.url ?? '')) return;
+    keys?.check(request.headers.authorization);
+    if (lifecycle.phase === 'refusing') lifecycle.backend();
+  });
+  app.addHook('onSend', async (_request, reply) => {
+    // Kept-alive connections would go on sending here after the proxies have been told otherwise.
+    if (lifecycle.phase === 'draining' || lifecycle.phase === 'refusing') reply.header('connection', 'close');
+  });
+  registerHealth(app, context);
+  registerModels(app, context);
+  registerCompletions(app, context);
+  registerChatCompletions(app, context);
+  registerTokenize(app, context);
+  if (config.metricsPort === undefined) registerMetrics(app, context);
+  return app;
+}
+
+export function createMetricsApp(context: ServerContext, log: Logger): FastifyInstance {
+  const app = createBase(context, log);
+  registerMetrics(app, context);
+  return app;
+}
+
+function registerMetrics(app: FastifyInstance, { metrics }: ServerContext): void {
+  app.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()));
+}
+
+function createBase(context: ServerContext, log: Logger): FastifyInstance {
+  const { config, metrics } = context;
+  const app = Fastify({
+    loggerInstance: log,
+    disableRequestLogging: true,
+    bodyLimit: config.maxBodyBytes,
+    requestIdHeader: false,
+    genReqId: () => crypto.randomUUID(),
+    forceCloseConnections: true,
+    return503OnClosing: false,
+    routerOptions: { maxParamLength: 4096 },
+    // Clients keep connections for long; a proxy in front must not be the one that keeps them longer.
+    keepAliveTimeout: 75_000,
+  }) as unknown as FastifyInstance;
+  // Whatever the type says: curl -d calls JSON a form.
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => {
+    try {
+      done(null, JSON.parse(body as string));
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      done(new SluiceError('request_invalid', `the body is not JSON: ${reason}`, { cause }));
+    }
+  });
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id);
+  });
+  app.addHook('onResponse', async (request, reply) => measure(request, reply));
+  app.setErrorHandler((error, request, reply) => sendError(request, reply, error));
+  app.setNotFoundHandler((request) => {
+    throw new NotFound(`${request.method} ${request.url.split('?', 1)[0]}: no such path`);
+  });
+  const measure = (request: FastifyRequest, reply: FastifyReply) => {
+    const route = request.routeOptions.url ?? 'unknown';
+    // 499: nobody was left to read the answer.
+    const status = reply.raw.writableFinished ? reply.statusCode : 499;
+    metrics.httpRequests.inc({ route, status: String(status) });
+    metrics.httpSeconds.observe({ route }, reply.elapsedTime / 1000);
+    const level = isApi(route) ? 'info' : 'debug';
+    request.log[level](
+      { method: request.method, route, status, ms: Math.round(reply.elapsedTime) },
+      'request',
+    );
+  };
+  return app;
+}
+
+class NotFound extends Error {}
+
+function sendError(request: FastifyRequest, reply: FastifyReply, error: unknown): FastifyReply {
+  if (error instanceof NotFound)
+    return reply.code(404).send({
+      error: { message: error.message, type: 'invalid_request_error', param: null, code: 'not_found' },
+    });
+  const known = userError(error);
+  if (known === undefined) request.log.error({ err: error }, 'request failed');
+  else request.log.debug({ code: known.code, reason: known.message }, 'request refused');
+  if (known?.code === 'unavailable' || known?.code === 'overloaded')
+    reply.header('retry-after', String(retrySeconds));
+  if (known?.code === 'unauthorized') reply.header('www-authenticate', 'Bearer');
+  return reply.code(known?.httpStatus ?? 500).send(errorBody(known));
+}

@@ -1,0 +1,33 @@
+/**
+ * What the server needs of a loaded model: the seam between HTTP and the loop that generates. runtime/cli/ makes one from
+ * the LLM; tests may script one.
+ */
+import type { GenerationEvent, GenerationRequest } from '../generation.ts';
+import type { LoadSnapshot } from '../metrics.ts';
+import type { SamplingParameters } from '../sampling/parameters.ts';
+import type { TokenizerPool } from '../tokenizer/pool.ts';
+
+export interface Backend {
+  readonly tokenizer: TokenizerPool;
+  /** Longest sequence in tokens, prompt and answer together. */
+  readonly maxLength: number;
+  /** Ids below this are the model's. */
+  readonly vocabulary: number;
+  /** What generation_config.json says of sampling; used where a request is silent. */
+  readonly samplingDefaults: Partial<SamplingParameters>;
+  /** For /version: what runs. */
+  readonly details: Readonly<Record<string, unknown>>;
+  /** Ends at once, with `finish` events of reason abort or by throwing, when the signal fires. */
+  generate(request: GenerationRequest, signal: AbortSignal): AsyncIterable<GenerationEvent>;
+  load(): LoadSnapshot;
+  /** The reason why the engine can never answer again; undefined while it lives. */
+  failure(): Error | undefined;
+  close(): Promise<void>;
+}
+
+export interface LoadingProgress {
+  /** `weights`, `compile`, ... */
+  readonly phase: string;
+  readonly done: number;
+  readonly total: number;
+}

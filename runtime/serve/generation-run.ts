@@ -1,0 +1,111 @@
+/**
+ * The prompts of one HTTP request, run at once: their events in, measured, numbered over all prompts, out through one
+ * listener. Must not know HTTP nor the forms of OpenAI's answers.
+ */
+import { SluiceError } from '../errors.ts';
+import type { FinishReason, GenerationRequest, TokenLogprob } from '../generation.ts';
+import type { Metrics } from '../metrics.ts';
+import type { Backend } from './backend.ts';
+
+export interface ChoiceDelta {
+  /** Over all prompts: prompt * n + choice. */
+  readonly index: number;
+  readonly prompt: number;
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  readonly logprobs: readonly TokenLogprob[] | undefined;
+}
+
+export interface RunListener {
+  /** Before any delta of the prompt's choices. */
+  onPrompt?(
+    prompt: number,
+    promptLogprobs: readonly (TokenLogprob | null)[] | undefined,
+  ): void | Promise<void>;
+  onDelta(delta: ChoiceDelta): void | Promise<void>;
+  onFinish(
+    index: number,
+    prompt: number,
+    reason: FinishReason,
+    stopReason: string | number | null,
+  ): void | Promise<void>;
+}
+
+export interface Usage {
+  promptTokens: number;
+  cachedTokens: number;
+  completionTokens: number;
+}
+
+/** Resolves with the usage when every choice has finished. Throws the backend's errors, and SluiceError when aborted. */
+export async function runGeneration(
+  backend: Backend,
+  requests: readonly GenerationRequest[],
+  metrics: Metrics,
+  signal: AbortSignal,
+  listener: RunListener,
+): Promise<Usage> {
+  const usage: Usage = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
+  // One prompt's failure ends the others.
+  const failed = new AbortController();
+  const anySignal = AbortSignal.any([signal, failed.signal]);
+  const outcomes = await Promise.allSettled(
+    requests.map(async (request, prompt) => {
+      try {
+        await runPrompt(backend, request, prompt, metrics, anySignal, listener, usage);
+      } catch (error) {
+        failed.abort();
+        throw error;
+      }
+    }),
+  );
+  const failures = outcomes.filter((outcome) => outcome.status === 'rejected');
+  const first = failures.find(({ reason }) => !isAbort(reason)) ?? failures[0];
+  if (first !== undefined) throw first.reason;
+  return usage;
+}
+
+const isAbort = (reason: unknown) => reason instanceof SluiceError && reason.code === 'unavailable';
+
+async function runPrompt(
+  backend: Backend,
+  request: GenerationRequest,
+  prompt: number,
+  metrics: Metrics,
+  signal: AbortSignal,
+  listener: RunListener,
+  usage: Usage,
+): Promise<void> {
+  const start = performance.now();
+  const seconds = (from: number) => (performance.now() - from) / 1000;
+  const lastToken = new Map<number, number>();
+  const { n } = request.sampling;
+  usage.promptTokens += request.prompt.length;
+  metrics.promptTokens.inc(request.prompt.length);
+  for await (const event of backend.generate(request, signal)) {
+    if (event.type === 'prompt') {
+      usage.cachedTokens += event.cachedTokens;
+      metrics.cachedPromptTokens.inc(event.cachedTokens);
+      await listener.onPrompt?.(prompt, event.promptLogprobs);
+    } else if (event.type === 'delta') {
+      if (event.tokenIds.length > 0) {
+        const before = lastToken.get(event.choice);
+        if (before !== undefined) metrics.interTokenLatency.observe(seconds(before) / event.tokenIds.length);
+        else metrics.timeToFirstToken.observe(seconds(start));
+        lastToken.set(event.choice, performance.now());
+        metrics.completionTokens.inc(event.tokenIds.length);
+      }
+      const { text, tokenIds, logprobs } = event;
+      await listener.onDelta({ index: prompt * n + event.choice, prompt, text, tokenIds, logprobs });
+    } else {
+      usage.completionTokens += event.completionTokens;
+      metrics.finished.inc({ reason: event.reason });
+      if (event.reason === 'abort')
+        throw new SluiceError('unavailable', 'the request was ended before its answer was whole');
+      await listener.onFinish(prompt * n + event.choice, prompt, event.reason, event.stopReason);
+    }
+  }
+  if (signal.aborted)
+    throw new SluiceError('unavailable', 'the request was ended before its answer was whole');
+  metrics.requestSeconds.observe(seconds(start));
+}
