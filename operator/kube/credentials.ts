@@ -16,6 +16,8 @@ export interface CredentialOptions {
   readonly inCluster?: boolean;
   /** A context of the kubeconfig other than its current one. */
   readonly context?: string;
+  /** After a 401 the configuration is loaded again, but not more often than this. Default 10 s. */
+  readonly reloadIntervalMs?: number;
 }
 
 export interface Authenticated {
@@ -27,8 +29,6 @@ export interface Authenticated {
 
 /** A server closes idle connections (the API server: after 90 s); we let go of them first. */
 const idleSocketMs = 30_000;
-/** A server that answers 401 to everything must not make us run the exec plugin for every request. */
-const reloadIntervalMs = 10_000;
 
 export class Credentials {
   readonly #options: CredentialOptions;
@@ -95,7 +95,8 @@ export class Credentials {
 
   /** After a 401. False when it was done a moment ago: the 401 is then the answer. */
   reload(): boolean {
-    if (performance.now() - this.#loadedAt < reloadIntervalMs) return false;
+    // A server that answers 401 to everything must not make us run the exec plugin for every request.
+    if (performance.now() - this.#loadedAt < (this.#options.reloadIntervalMs ?? 10_000)) return false;
     this.#config = load(this.#options);
     this.#loadedAt = performance.now();
     return true;
