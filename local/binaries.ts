@@ -112,8 +112,13 @@ async function build(directory: string, options: BuildOptions): Promise<void> {
     const counts = { downloaded: 0, compiled: 0 };
     const report = () => {
       const seconds = Math.round((Date.now() - started) / 1000);
-      const downloaded = counts.downloaded > 0 ? `${counts.downloaded} modules downloaded, ` : '';
-      progress(`building Kubernetes: ${downloaded}${counts.compiled} packages compiled, ${seconds} s`);
+      const parts = [
+        ...(counts.downloaded > 0 ? [`${counts.downloaded} modules downloaded`] : []),
+        // Go says nothing while it links, nor about packages that it has compiled before.
+        ...(counts.compiled > 0 ? [`${counts.compiled} packages of about 2,500 compiled`] : []),
+        `${seconds} s`,
+      ];
+      progress(`building Kubernetes: ${parts.join(', ')}`);
     };
     const timer = setInterval(report, 5_000);
     try {

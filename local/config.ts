@@ -26,3 +26,8 @@ export function childEnvironment(): Record<string, string> {
   }
   return environment;
 }
+
+/** Under npm the process above this one is npm's; when it is killed nobody can stop us any more. */
+export function startedByNpm(): boolean {
+  return process.env.npm_lifecycle_event !== undefined;
+}

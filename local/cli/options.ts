@@ -23,7 +23,8 @@ Environment
   SLUICE_CACHE_DIR   where the built programs are kept, in sluice/bin (default $XDG_CACHE_HOME, else ~/.cache)
 `;
 
-const maxGpus = 64;
+/** As many as one process node takes. */
+const maxGpus = 8;
 
 /** Throws SluiceError `config_invalid`. */
 export function parseStartOptions(args: readonly string[]): StartOptions {

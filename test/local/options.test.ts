@@ -19,11 +19,11 @@ describe('the options of npm start', () => {
   }
 
   const refused: { args: string[]; message: RegExp }[] = [
-    { args: ['--gpus'], message: /^--gpus "": a number from 0 to 64 is needed, for example --gpus 4$/ },
+    { args: ['--gpus'], message: /^--gpus "": a number from 0 to 8 is needed, for example --gpus 4$/ },
     { args: ['--gpus', '-1'], message: /^--gpus "-1": a number/ },
     { args: ['--gpus', '1.5'], message: /^--gpus "1.5": a number/ },
     { args: ['--gpus=many'], message: /^--gpus "many": a number/ },
-    { args: ['--gpus', '65'], message: /^--gpus "65": a number/ },
+    { args: ['--gpus', '9'], message: /^--gpus "9": a number/ },
     { args: ['--gpu', '4'], message: /^--gpu: is not an option of npm start; there are --gpus N/ },
     { args: ['-x'], message: /^-x: is not an option/ },
     { args: ['4'], message: /^4: is not an option/ },
