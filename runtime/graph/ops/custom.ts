@@ -46,7 +46,15 @@ export function pagedAttention(
   return custom(builder, name, 'PagedAttention', [q, k, v], [q.type], { layer })[0]!;
 }
 
-/** The sum over all ranks; `index` counts the graph's reductions, the same on every rank. */
-export function allReduce(builder: GraphBuilder, name: string, value: Value, index: number): Value {
-  return custom(builder, name, 'AllReduce', [value], [value.type], { index })[0]!;
+/**
+ * The sum over all ranks of a float32 value [tokens, columns]. `index` counts the graph's reductions, the same on
+ * every rank. With `contributes` false the rank adds nothing: the value gives the shape only.
+ */
+export function allReduce(
+  builder: GraphBuilder,
+  name: string,
+  value: Value,
+  { index, contributes }: { readonly index: number; readonly contributes: boolean },
+): Value {
+  return custom(builder, name, 'AllReduce', [value], [value.type], { index, contributes })[0]!;
 }

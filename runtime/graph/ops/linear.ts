@@ -91,3 +91,28 @@ export function quantizedLinear(
     attributes,
   );
 }
+
+const blockSumsOp: Op<{ blockSize: number }> = {
+  name: 'blockSums',
+  infer([input], { blockSize }) {
+    const width = columns(input!);
+    assert(width % blockSize === 0, `${width} columns are no multiple of ${blockSize}`);
+    return [{ dtype: input!.dtype, shape: [...input!.shape.slice(0, -1), width / blockSize] }];
+  },
+  emit({ inputs, outputs, attributes }, onnx) {
+    const output = outputs[0]!.name;
+    const blocks = columns(outputs[0]!.type);
+    // 0 keeps the dimension.
+    onnx.node(
+      'Reshape',
+      [inputs[0]!.name, onnx.ints([0, blocks, attributes.blockSize])],
+      [`${output}.blocks`],
+    );
+    onnx.node('ReduceSum', [`${output}.blocks`, onnx.ints([2])], [output], { keepdims: 0 });
+  },
+};
+
+/** Sums of each block of columns: [rows, K] to [rows, K / blockSize]. */
+export function blockSums(builder: GraphBuilder, name: string, value: Value, blockSize: number): Value {
+  return builder.apply(blockSumsOp, name, [value], { blockSize });
+}

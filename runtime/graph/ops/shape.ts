@@ -105,3 +105,33 @@ const concatOp: Op<Record<never, never>> = {
 export function concat(builder: GraphBuilder, name: string, values: readonly Value[]): Value {
   return builder.apply(concatOp, name, values, {});
 }
+
+const selectColumnsOp: Op<{ padded: boolean }> = {
+  name: 'selectColumns',
+  infer([input, order]) {
+    return [{ dtype: input!.dtype, shape: [...input!.shape.slice(0, -1), columns(order!)] }];
+  },
+  emit({ inputs, outputs, attributes }, onnx) {
+    const [value, order] = [inputs[0]!.name, inputs[1]!.name];
+    const output = outputs[0]!.name;
+    if (attributes.padded) onnx.node('Pad', [value, onnx.ints([0, 0, 0, 1])], [`${output}.padded`]);
+    onnx.node('Gather', [attributes.padded ? `${output}.padded` : value, order], [output], { axis: 1 });
+  },
+};
+
+/** Columns of [rows, columns] in another order; -1 stands for a column of zeros. */
+export function selectColumns(
+  builder: GraphBuilder,
+  name: string,
+  value: Value,
+  order: readonly number[],
+): Value {
+  const zeros = columns(value.type);
+  const indices = builder.constant(
+    `${name}.order`,
+    'int32',
+    [order.length],
+    Int32Array.from(order, (column) => (column < 0 ? zeros : column)),
+  );
+  return builder.apply(selectColumnsOp, name, [value, indices], { padded: order.includes(-1) });
+}

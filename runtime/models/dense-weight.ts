@@ -1,0 +1,101 @@
+/**
+ * Initializers from dense tensors: the rank's rows and columns as float32. Where float32 rows lie together in a file
+ * the source says so, and nothing is read; otherwise the bytes are made when asked. Pure but for reading files.
+ */
+import type { DType } from '../dtype.ts';
+import { dtypeBytes } from '../dtype.ts';
+import type { InitializerSource } from '../graph/graph.ts';
+import type { DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
+import { bfloat16ToFloat32, float16ToFloat32 } from '../weights/half.ts';
+import { dequantize } from '../weights/quantized.ts';
+import { readRange } from '../weights/safetensors.ts';
+import { type Range, rangeSize } from './shard.ts';
+
+/** A matrix's rows and columns as float32. */
+export function cutSource(tensor: DenseTensor, rows: Range, columns: Range): InitializerSource {
+  const width = tensor.shape[1]!;
+  const whole = columns.start === 0 && columns.end === width;
+  const location = whole && tensor.dtype === 'float32' ? rowsLocation(tensor, rows) : undefined;
+  return {
+    ...(location === undefined ? {} : { location }),
+    read() {
+      const values = readRows(tensor, rows);
+      if (whole) return bytesOf(values);
+      const size = rangeSize(columns);
+      const cut = new Float32Array(rangeSize(rows) * size);
+      for (let row = 0; row < rangeSize(rows); row++) {
+        const start = row * width + columns.start;
+        cut.set(values.subarray(start, start + size), row * size);
+      }
+      return bytesOf(cut);
+    },
+  };
+}
+
+/** A vector's elements as float32, `plus` added to each. */
+export function vectorSource(tensor: DenseTensor, rows: Range, plus: number): InitializerSource {
+  return {
+    read() {
+      const values = readRows(tensor, rows);
+      return bytesOf(plus === 0 ? values : values.map((value) => value + plus));
+    },
+  };
+}
+
+/**
+ * A whole matrix in the type it is stored in, so that half-precision tables need not be widened to be looked up in;
+ * a quantized one as float32.
+ */
+export function wholeSource(tensor: StoredTensor): {
+  readonly dtype: DType;
+  readonly source: InitializerSource;
+} {
+  if (tensor.kind === 'quantized') {
+    const [outputs, inputs] = tensor.shape;
+    const { bits, blockSize } = tensor;
+    const read = (): Uint8Array => bytesOf(dequantize(tensor.read(), { outputs, inputs, bits, blockSize }));
+    return { dtype: 'float32', source: { read } };
+  }
+  const location = rowsLocation(tensor, { start: 0, end: tensor.shape[0]! });
+  return {
+    dtype: tensor.dtype,
+    source: { ...(location === undefined ? {} : { location }), read: () => tensor.read() },
+  };
+}
+
+/** Where rows lie in the file, if ORT can use them there: elements must be aligned. */
+function rowsLocation(tensor: DenseTensor, rows: Range): InitializerSource['location'] {
+  const bytes = dtypeBytes[tensor.dtype];
+  if (tensor.location === undefined || tensor.location.offset % bytes !== 0) return undefined;
+  const { offset, bytes: size } = rowsSpan(tensor, rows);
+  return { file: tensor.location.file, offset: tensor.location.offset + offset, bytes: size };
+}
+
+/** Rows as bytes of the tensor. */
+function rowsSpan(tensor: DenseTensor, rows: Range): { offset: number; bytes: number } {
+  const rowBytes = tensor.shape.slice(1).reduce((product, size) => product * size, dtypeBytes[tensor.dtype]);
+  return { offset: rows.start * rowBytes, bytes: rangeSize(rows) * rowBytes };
+}
+
+/** Rows as float32; reads only them where the tensor lies in a file. */
+function readRows(tensor: DenseTensor, rows: Range): Float32Array {
+  const span = rowsSpan(tensor, rows);
+  const bytes =
+    tensor.location === undefined
+      ? tensor.read().subarray(span.offset, span.offset + span.bytes)
+      : readRange(tensor.location.file, tensor.location.offset + span.offset, span.bytes);
+  return toFloat32(bytes, tensor.dtype);
+}
+
+function toFloat32(bytes: Uint8Array, dtype: DType): Float32Array {
+  // A typed array needs its elements aligned within the buffer.
+  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
+  const { buffer, byteOffset, byteLength } = aligned;
+  if (dtype === 'float32') return new Float32Array(buffer, byteOffset, byteLength / 4);
+  const halves = new Uint16Array(buffer, byteOffset, byteLength / 2);
+  return dtype === 'float16' ? float16ToFloat32(halves) : bfloat16ToFloat32(halves);
+}
+
+function bytesOf(values: Float32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}

@@ -1,0 +1,156 @@
+/**
+ * Makes what one rank runs: its two graphs as ONNX models and, for every weight, where its bytes are. A model and its
+ * checkpoint enter. Weights that lie in the checkpoint as they are needed stay there; the others are written to one
+ * file for each graph in the cache folder, once for all processes, or kept in memory where there is none.
+ * Must not know sessions.
+ *
+ * What to do with the result: map each file, give located weights to the session in place (`sharedInitializers`) and
+ * those in memory to be copied (`copiedInitializers`); afterwards drop the mapped pages, since ORT has packed what it
+ * uses often. Measured: float weights are then resident once.
+ */
+import { createHash } from 'node:crypto';
+import type { DType } from '../dtype.ts';
+import { dtypeBytes } from '../dtype.ts';
+import type { Initializer } from '../graph/graph.ts';
+import { toOnnx } from '../graph/onnx.ts';
+import type { Checkpoint } from '../weights/checkpoint.ts';
+import type { Model } from './model.ts';
+import { RankGraph } from './rank-graph.ts';
+import { planShards, type Shard, type ShardUnits } from './shard.ts';
+import { openWeightCache, type WeightPlace, writeWeightCache } from './weight-cache.ts';
+
+export interface PreparedWeight {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  /** In a file, aligned for the type; else `bytes` makes them. */
+  readonly location?: WeightPlace;
+  /** In memory, made at each call. */
+  readonly bytes?: () => Uint8Array;
+}
+
+export interface PreparedGraph {
+  readonly onnx: Uint8Array;
+  /** Every initializer that the model declares as external. */
+  readonly weights: readonly PreparedWeight[];
+}
+
+export interface PreparedRank {
+  readonly shard: Shard;
+  /** `tokens` int32 [tokens] to `hidden` float32 [tokens, hidden]. */
+  readonly body: PreparedGraph;
+  /** `hidden` float32 [rows, hidden] to `logits` float32 [rows, shard.vocabulary]. */
+  readonly head: PreparedGraph;
+}
+
+export interface PrepareOptions {
+  readonly rank: number;
+  readonly ranks: number;
+  /** Folder for prepared weights; null: none may be written. */
+  readonly cacheDir: string | null;
+  /** Told once, in one line, when the cache folder cannot be used. */
+  readonly warn: (message: string) => void;
+  /** Bytes of weights prepared so far, of those that must be. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly quantizedCompute?: 'int8' | 'float32';
+}
+
+/** Weights up to this size are copied from memory: a place in a file would cost more. */
+const smallBytes = 64 * 1024;
+
+/** Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`. */
+export function prepareRank(model: Model, checkpoint: Checkpoint, options: PrepareOptions): PreparedRank {
+  const { rank, ranks } = options;
+  const shard = planShards(model.spec, ranks, shardUnits(model.spec, checkpoint))[rank]!;
+  const graph = (name: 'body' | 'head'): RankGraph => {
+    const rankGraph = new RankGraph(name, {
+      spec: model.spec,
+      shard,
+      checkpoint,
+      quantizedCompute: options.quantizedCompute ?? 'int8',
+    });
+    if (name === 'body') model.buildBody(rankGraph);
+    else model.buildHead(rankGraph);
+    return rankGraph;
+  };
+  const body = toOnnx(graph('body').builder.build());
+  const head = toOnnx(graph('head').builder.build());
+  const placed = placeWeights([...body.external, ...head.external], checkpoint, options);
+  const prepared = ({ bytes, external }: typeof body): PreparedGraph => ({
+    onnx: bytes,
+    weights: external.map((initializer) => placed.get(initializer)!),
+  });
+  return { shard, body: prepared(body), head: prepared(head) };
+}
+
+/** What may not be cut: quantization blocks of the checkpoint. Throws SluiceError. */
+export function shardUnits(
+  spec: { readonly heads: number; readonly kvHeads: number; readonly headDim: number },
+  checkpoint: Pick<Checkpoint, 'tensors'>,
+): ShardUnits {
+  let block = 16;
+  for (const tensor of checkpoint.tensors.values()) {
+    if (tensor.kind === 'quantized') block = Math.max(block, tensor.blockSize);
+  }
+  const columnsOfKvHead = (spec.heads / spec.kvHeads) * spec.headDim;
+  let kvHeads = 1;
+  const quantized = [...checkpoint.tensors.values()].some((tensor) => tensor.kind === 'quantized');
+  while (quantized && kvHeads < spec.kvHeads && (kvHeads * columnsOfKvHead) % block !== 0) kvHeads++;
+  return { intermediate: block, kvHeads };
+}
+
+function placeWeights(
+  initializers: readonly Initializer[],
+  checkpoint: Checkpoint,
+  options: PrepareOptions,
+): ReadonlyMap<Initializer, PreparedWeight> {
+  const size = ({ type }: Initializer): number =>
+    (type.shape as readonly number[]).reduce((product, length) => product * length, dtypeBytes[type.dtype]);
+  const small = (initializer: Initializer): boolean => size(initializer) <= smallBytes;
+  const toCache = initializers.filter((initializer) => !initializer.source.location && !small(initializer));
+  const cached = cacheWeights(
+    toCache.map((initializer) => ({
+      name: initializer.name,
+      bytes: size(initializer),
+      read: () => initializer.source.read(),
+    })),
+    checkpoint,
+    options,
+  );
+  return new Map(
+    initializers.map((initializer) => {
+      const { name, type, source } = initializer;
+      const facts = { name, dtype: type.dtype, shape: type.shape };
+      const location = small(initializer) ? undefined : (source.location ?? cached?.get(name));
+      return [
+        initializer,
+        location === undefined ? { ...facts, bytes: () => source.read() } : { ...facts, location },
+      ];
+    }),
+  );
+}
+
+/** Places in the cache file by name, or undefined when there is none. */
+function cacheWeights(
+  weights: readonly { readonly name: string; readonly bytes: number; read(): Uint8Array }[],
+  checkpoint: Checkpoint,
+  { cacheDir, warn, onProgress }: PrepareOptions,
+): ReadonlyMap<string, WeightPlace> | undefined {
+  if (weights.length === 0) return new Map();
+  // Without an identity a file could not be told from another checkpoint's.
+  if (checkpoint.identity === undefined) return undefined;
+  if (cacheDir === null) {
+    warn('there is no cache folder: prepared weights are kept in memory');
+    return undefined;
+  }
+  const key = createHash('sha256')
+    .update(
+      JSON.stringify([cacheVersion, checkpoint.identity, weights.map(({ name, bytes }) => [name, bytes])]),
+    )
+    .digest('hex');
+  const request = { folder: cacheDir, key, weights };
+  return openWeightCache(request) ?? writeWeightCache(request, warn, onProgress ?? (() => {}));
+}
+
+/** Part of every key: to be changed when the bytes that a name stands for change. */
+const cacheVersion = 1;

@@ -1,0 +1,156 @@
+/**
+ * Building blocks from which an architecture builds one rank's graph: projections, vectors and embeddings, each cut
+ * to the rank's part and stored however the checkpoint stores it. Names of tensors enter, values of the graph leave.
+ * Must not know any one architecture.
+ */
+import assert from 'node:assert';
+import { SluiceError } from '../errors.ts';
+import { GraphBuilder } from '../graph/builder.ts';
+import type { Value } from '../graph/graph.ts';
+import { allReduce } from '../graph/ops/custom.ts';
+import { cast } from '../graph/ops/elementwise.ts';
+import { linear } from '../graph/ops/linear.ts';
+import { gather } from '../graph/ops/shape.ts';
+import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
+import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
+import type { ModelSpec } from './model.ts';
+import { quantizedProjection } from './quantized-weight.ts';
+import type { Range, Shard } from './shard.ts';
+import { rangeSize } from './shard.ts';
+
+/** A rank's part of a matrix [outputs, inputs] of the checkpoint. */
+export interface MatrixCut {
+  readonly tensor: string;
+  /** The whole matrix, as config.json makes us expect it. */
+  readonly shape: readonly [number, number];
+  readonly rows?: Range;
+  readonly columns?: Range;
+}
+
+/** A rank's part of a vector of the checkpoint. */
+export interface VectorCut {
+  readonly tensor: string;
+  readonly size: number;
+  readonly rows?: Range;
+  /** Added to every element. */
+  readonly plus?: number;
+}
+
+export interface RankGraphOptions {
+  readonly spec: ModelSpec;
+  readonly shard: Shard;
+  readonly checkpoint: Pick<Checkpoint, 'path' | 'tensors'>;
+  /** How products with quantized weights are computed: int8 activations per block, or float32. */
+  readonly quantizedCompute: 'int8' | 'float32';
+}
+
+export class RankGraph {
+  readonly builder: GraphBuilder;
+  readonly spec: ModelSpec;
+  readonly shard: Shard;
+  readonly #options: RankGraphOptions;
+  #reductions = 0;
+
+  constructor(name: string, options: RankGraphOptions) {
+    this.builder = new GraphBuilder(name);
+    this.spec = options.spec;
+    this.shard = options.shard;
+    this.#options = options;
+  }
+
+  has(tensor: string): boolean {
+    return this.#options.checkpoint.tensors.has(tensor);
+  }
+
+  /** Rows of the embedding for token ids [tokens] int32: [tokens, hidden] float32. Every rank has them all. */
+  embed(name: string, tensor: string, tokens: Value): Value {
+    const { vocabulary, hidden } = this.spec;
+    const stored = this.#tensor(tensor, [vocabulary, hidden]);
+    const { dtype, source } = wholeSource(stored);
+    const table = this.builder.initializer(`${tensor}.rows`, dtype, [vocabulary, hidden], source);
+    return cast(this.builder, name, gather(this.builder, `${name}.rows`, table, tokens), 'float32');
+  }
+
+  /** A norm's weight or a bias, float32. */
+  vector(cut: VectorCut): Value {
+    const stored = this.#tensor(cut.tensor, [cut.size]);
+    const rows = cut.rows ?? { start: 0, end: cut.size };
+    const plus = cut.plus ?? 0;
+    const name = `${cut.tensor}[${rows.start}:${rows.end}]${plus === 0 ? '' : `+${plus}`}`;
+    return this.builder.initializer(
+      name,
+      'float32',
+      [rangeSize(rows)],
+      vectorSource(this.#dense(cut.tensor, stored), rows, plus),
+    );
+  }
+
+  /** x [rows, inputs] times the transpose of the cut, plus the bias: [rows, outputs of the cut]. */
+  project(name: string, x: Value, cut: MatrixCut, bias: VectorCut | null = null): Value {
+    const stored = this.#tensor(cut.tensor, cut.shape);
+    const rows = cut.rows ?? { start: 0, end: cut.shape[0] };
+    const columns = cut.columns ?? { start: 0, end: cut.shape[1] };
+    const biasValue = bias === null ? null : this.vector(bias);
+    const weight = `${cut.tensor}[${rows.start}:${rows.end},${columns.start}:${columns.end}]`;
+    if (stored.kind === 'quantized') {
+      const accuracyLevel = this.#options.quantizedCompute === 'int8' ? 4 : 0;
+      return quantizedProjection(this.builder, name, x, {
+        tensor: stored,
+        weight,
+        rows,
+        columns,
+        bias: biasValue,
+        accuracyLevel,
+      });
+    }
+    const value = this.builder.initializer(
+      weight,
+      'float32',
+      [rangeSize(rows), rangeSize(columns)],
+      cutSource(stored, rows, columns),
+    );
+    return linear(this.builder, name, x, value, biasValue);
+  }
+
+  /** The sum over ranks; `partial` is null on a rank that has no part, and `like` gives the shape there. */
+  reduce(name: string, partial: Value | null, like: Value): Value {
+    if (this.shard.ranks === 1) {
+      assert(partial !== null, 'the only rank holds everything');
+      return partial;
+    }
+    const index = this.#reductions++;
+    return allReduce(this.builder, name, partial ?? like, { index, contributes: partial !== null });
+  }
+
+  #tensor(name: string, shape: readonly number[]): StoredTensor {
+    const { path, tensors } = this.#options.checkpoint;
+    const tensor = tensors.get(name);
+    if (tensor === undefined) {
+      throw new SluiceError(
+        'checkpoint_invalid',
+        `${path} lacks the tensor "${name}", which ${this.spec.architecture} has with the shape [${shape.join(', ')}]`,
+      );
+    }
+    if (tensor.shape.length !== shape.length || tensor.shape.some((size, axis) => size !== shape[axis])) {
+      throw new SluiceError(
+        'checkpoint_invalid',
+        `${path}: the tensor "${name}" has the shape [${tensor.shape.join(', ')}]; config.json makes it [${shape.join(', ')}]`,
+      );
+    }
+    if (tensor.kind === 'dense' && !['float32', 'float16', 'bfloat16'].includes(tensor.dtype)) {
+      throw new SluiceError(
+        'checkpoint_unsupported',
+        `${path}: the tensor "${name}" is ${tensor.dtype}; float32, float16 or bfloat16 is expected`,
+      );
+    }
+    return tensor;
+  }
+
+  #dense(name: string, tensor: StoredTensor): DenseTensor {
+    if (tensor.kind === 'dense') return tensor;
+    throw new SluiceError(
+      'checkpoint_unsupported',
+      `${this.#options.checkpoint.path}: the tensor "${name}" is quantized; a plain one is expected there`,
+    );
+  }
+}

@@ -1,0 +1,27 @@
+/** The architectures that can be served, found by config.json's `architectures`. To add one: a file and a line here. */
+import { SluiceError } from '../errors.ts';
+import type { CheckpointConfig } from './config.ts';
+import { llama } from './llama.ts';
+import type { Architecture, Model } from './model.ts';
+
+export const architectures: readonly Architecture[] = [llama];
+
+/** Throws SluiceError `checkpoint_unsupported` for an unknown architecture, `checkpoint_invalid` for a wrong one. */
+export function parseModel(checkpoint: CheckpointConfig): Model {
+  const names = checkpoint.config.architectures;
+  const known = architectures.map(({ name }) => name).join(', ');
+  if (!Array.isArray(names) || typeof names[0] !== 'string') {
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `${checkpoint.path}: config.json has no architectures: expected a list with one of ${known}`,
+    );
+  }
+  const architecture = architectures.find(({ name }) => name === names[0]);
+  if (architecture === undefined) {
+    throw new SluiceError(
+      'checkpoint_unsupported',
+      `${checkpoint.path}: the architecture ${names[0].slice(0, 80)} is not known; known are ${known}`,
+    );
+  }
+  return architecture.parse(checkpoint);
+}
