@@ -16,7 +16,7 @@ import type {
 import { type BlockFormat, blockFormats, convertBlocks } from './blocks.ts';
 import { configFromMetadata, generationConfigFromMetadata } from './config.ts';
 import { type GgufArchitecture, ggufArchitectures, transformersName } from './names.ts';
-import { type GgufHeader, type GgufTensor, type GgufValue, readGgufHeader } from './reader.ts';
+import { type GgufHeader, type GgufTensor, type GgufValue, quote, readGgufHeader } from './reader.ts';
 
 export interface GgufCheckpoint extends Checkpoint {
   /** All metadata of the first part; the tokenizer and the chat template are made from it. */
@@ -49,15 +49,15 @@ function place(header: GgufHeader): Placed[] {
       throw new SluiceError(
         format ? 'checkpoint_invalid' : 'checkpoint_unsupported',
         format
-          ? `${header.file}: tensor "${tensor.name}" has rows of ${tensor.shape.at(-1)}, ${format.name} needs multiples of ${format.elements}`
-          : `${header.file}: tensor "${tensor.name}" is stored in ggml type ${tensor.type}; known are f32, f16, bf16, ${blockFormats.map((known) => known.name).join(', ')}`,
+          ? `${header.file}: tensor ${quote(tensor.name)} has rows of ${tensor.shape.at(-1)}, ${format.name} needs multiples of ${format.elements}`
+          : `${header.file}: tensor ${quote(tensor.name)} is stored in ggml type ${tensor.type}; known are f32, f16, bf16, ${blockFormats.map((known) => known.name).join(', ')}`,
       );
     }
     const bytes = tensor.shape.slice(0, -1).reduce((product, size) => product * size, row);
     if (!Number.isSafeInteger(bytes) || tensor.offset + bytes > header.fileBytes) {
       throw new SluiceError(
         'checkpoint_invalid',
-        `${header.file}: truncated: tensor "${tensor.name}" ends at byte ${tensor.offset + bytes}, the file at ${header.fileBytes}`,
+        `${header.file}: truncated: tensor ${quote(tensor.name)} ends at byte ${tensor.offset + bytes}, the file at ${header.fileBytes}`,
       );
     }
     return { ...tensor, file: header.file, bytes };
@@ -73,7 +73,7 @@ function readBytes(tensor: Placed): Uint8Array<ArrayBuffer> {
       if (read === 0)
         throw new SluiceError(
           'checkpoint_invalid',
-          `${tensor.file}: truncated while it was read, in tensor "${tensor.name}"`,
+          `${tensor.file}: truncated while it was read, in tensor ${quote(tensor.name)}`,
         );
       done += read;
     }
@@ -158,7 +158,10 @@ function partsOf(file: string): string[] {
 /** The values of a small dense float32 tensor. */
 function floats(tensor: Placed): number[] {
   if (tensor.type !== 0)
-    throw new SluiceError('checkpoint_invalid', `${tensor.file}: tensor "${tensor.name}" must be float32`);
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `${tensor.file}: tensor ${quote(tensor.name)} must be float32`,
+    );
   return [...new Float32Array(readBytes(tensor).buffer)];
 }
 
@@ -181,7 +184,7 @@ export function openGguf(file: string): GgufCheckpoint {
   if (!kind) {
     throw new SluiceError(
       'checkpoint_unsupported',
-      `${file}: the GGUF architecture ${JSON.stringify(name)} is not known; known are ${Object.keys(ggufArchitectures).join(', ')}`,
+      `${file}: the GGUF architecture ${quote(name)} is not known; known are ${Object.keys(ggufArchitectures).join(', ')}`,
     );
   }
   const placed = headers.flatMap(place);
@@ -226,7 +229,7 @@ export function openGguf(file: string): GgufCheckpoint {
     if (rotary && (headDim < 2 || headDim % 2 !== 0 || rows % headDim !== 0)) {
       throw new SluiceError(
         'checkpoint_invalid',
-        `${tensor.file}: tensor "${tensor.name}" has ${rows} rows, no whole heads of ${headDim}`,
+        `${tensor.file}: tensor ${quote(tensor.name)} has ${rows} rows, no whole heads of ${headDim}`,
       );
     }
     const order = rotary ? rotaryOrder(rows, headDim) : undefined;
@@ -235,13 +238,13 @@ export function openGguf(file: string): GgufCheckpoint {
     if (bias && dense !== 'float32') {
       throw new SluiceError(
         'checkpoint_unsupported',
-        `${tensor.file}: the norm "${tensor.name}" must be stored as f32`,
+        `${tensor.file}: the norm ${quote(tensor.name)} must be stored as f32`,
       );
     }
     if (!dense && tensor.shape.length !== 2) {
       throw new SluiceError(
         'checkpoint_invalid',
-        `${tensor.file}: quantized tensor "${tensor.name}" has ${tensor.shape.length} dimensions, 2 are expected`,
+        `${tensor.file}: quantized tensor ${quote(tensor.name)} has ${tensor.shape.length} dimensions, 2 are expected`,
       );
     }
     tensors.set(

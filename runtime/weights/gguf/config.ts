@@ -4,7 +4,7 @@
  */
 import { SluiceError } from '../../errors.ts';
 import type { GgufArchitecture } from './names.ts';
-import type { GgufValue } from './reader.ts';
+import { type GgufValue, quote } from './reader.ts';
 
 type Metadata = ReadonlyMap<string, GgufValue>;
 
@@ -50,7 +50,7 @@ export function configFromMetadata(
     if (value === undefined || !Number.isFinite(value)) {
       throw new SluiceError(
         'checkpoint_invalid',
-        `${file}: the metadata key "${prefix}.${key}" is missing or no number`,
+        `${file}: the metadata key ${quote(`${prefix}.${key}`)} is missing or no number`,
       );
     }
     return value;
@@ -116,7 +116,7 @@ export function configFromMetadata(
   } else if (type !== undefined && type !== 'none') {
     throw new SluiceError(
       'checkpoint_unsupported',
-      `${file}: rope scaling "${String(type)}" of a GGUF is not known; linear and longrope are`,
+      `${file}: rope scaling ${quote(String(type))} of a GGUF is not known; linear and longrope are`,
     );
   }
   return config;

@@ -33,6 +33,10 @@ const maxNesting = 4;
 /** Fewest bytes that one element of a metadata type takes in the file. */
 const leastBytes: readonly number[] = [1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8];
 
+/** Text from a file as one short, printable piece of a message. */
+export const quote = (text: string): string =>
+  JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}...` : text);
+
 function invalid(file: string, what: string, cause?: unknown): SluiceError {
   return new SluiceError('checkpoint_invalid', `${file}: ${what}`, { cause });
 }
@@ -110,7 +114,7 @@ class Cursor {
 }
 
 function readValue(cursor: Cursor, type: number, key: string, depth: number): GgufValue {
-  const what = `the value of "${key}"`;
+  const what = `the value of ${quote(key)}`;
   switch (type) {
     case 0:
       return cursor.view(1, what).getUint8(0);
@@ -131,15 +135,17 @@ function readValue(cursor: Cursor, type: number, key: string, depth: number): Gg
     case 8:
       return cursor.string(what);
     case 9: {
-      const element = cursor.u32(`the element type of "${key}"`);
-      const count = cursor.u64(`the length of "${key}"`);
+      const element = cursor.u32(`the element type of ${quote(key)}`);
+      const count = cursor.u64(`the length of ${quote(key)}`);
       const least = leastBytes[element];
-      if (least === undefined) throw invalid(cursor.file, `"${key}" has elements of unknown type ${element}`);
-      if (depth >= maxNesting) throw invalid(cursor.file, `"${key}" nests arrays deeper than ${maxNesting}`);
+      if (least === undefined)
+        throw invalid(cursor.file, `${quote(key)} has elements of unknown type ${element}`);
+      if (depth >= maxNesting)
+        throw invalid(cursor.file, `${quote(key)} nests arrays deeper than ${maxNesting}`);
       if (count * least > cursor.left) {
         throw invalid(
           cursor.file,
-          `"${key}" claims ${count} elements, ${cursor.left} bytes are left in the file`,
+          `${quote(key)} claims ${count} elements, ${cursor.left} bytes are left in the file`,
         );
       }
       const values: GgufValue[] = [];
@@ -153,7 +159,7 @@ function readValue(cursor: Cursor, type: number, key: string, depth: number): Gg
     case 12:
       return cursor.view(8, what).getFloat64(0, true);
     default:
-      throw invalid(cursor.file, `"${key}" has the unknown value type ${type}`);
+      throw invalid(cursor.file, `${quote(key)} has the unknown value type ${type}`);
   }
 }
 
@@ -188,23 +194,26 @@ export function readGgufHeader(file: string): GgufHeader {
     const metadata = new Map<string, GgufValue>();
     for (let i = 0; i < keyCount; i++) {
       const key = cursor.string('a metadata key');
-      if (metadata.has(key)) throw invalid(file, `the metadata key "${key}" appears twice`);
-      metadata.set(key, readValue(cursor, cursor.u32(`the type of "${key}"`), key, 0));
+      if (metadata.has(key)) throw invalid(file, `the metadata key ${quote(key)} appears twice`);
+      metadata.set(key, readValue(cursor, cursor.u32(`the type of ${quote(key)}`), key, 0));
     }
     const infos: { name: string; shape: number[]; type: number; offset: number }[] = [];
     const names = new Set<string>();
     for (let i = 0; i < tensorCount; i++) {
       const name = cursor.string('a tensor name');
-      if (names.has(name)) throw invalid(file, `the tensor "${name}" appears twice`);
+      if (names.has(name)) throw invalid(file, `the tensor ${quote(name)} appears twice`);
       names.add(name);
-      const dimensions = cursor.u32(`the number of dimensions of "${name}"`);
+      const dimensions = cursor.u32(`the number of dimensions of ${quote(name)}`);
       if (dimensions > maxDimensions) {
-        throw invalid(file, `tensor "${name}" has ${dimensions} dimensions; ${maxDimensions} is the most`);
+        throw invalid(
+          file,
+          `tensor ${quote(name)} has ${dimensions} dimensions; ${maxDimensions} is the most`,
+        );
       }
       const shape: number[] = [];
-      for (let d = 0; d < dimensions; d++) shape.unshift(cursor.u64(`a dimension of "${name}"`));
-      const type = cursor.u32(`the type of "${name}"`);
-      infos.push({ name, shape, type, offset: cursor.u64(`the offset of "${name}"`) });
+      for (let d = 0; d < dimensions; d++) shape.unshift(cursor.u64(`a dimension of ${quote(name)}`));
+      const type = cursor.u32(`the type of ${quote(name)}`);
+      infos.push({ name, shape, type, offset: cursor.u64(`the offset of ${quote(name)}`) });
     }
     const alignment = metadata.get('general.alignment') ?? 32;
     if (typeof alignment !== 'number' || alignment < 1 || alignment > 1 << 16 || alignment % 1 !== 0) {
