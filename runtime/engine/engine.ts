@@ -12,6 +12,8 @@ export interface StepSlice {
   readonly blocks: ArrayLike<number>;
   /** Which of the slice's rows need logits. */
   readonly logits: 'none' | 'last' | 'all';
+  /** Which rotary table the sequence uses, the same for all its life (models/rope.ts); default 0. */
+  readonly ropeVariant?: number;
 }
 
 /** Rows copied between blocks before the step runs, in every layer (copy-on-write). */

@@ -8,19 +8,17 @@ import { type CustomOp, defineCustomOp } from '../ort/custom-op.ts';
 import { addressOf, copyMemory, type Pointer } from '../ort/library.ts';
 import type { Collective } from './collective/collective.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
-import type { PagedAttention } from './kernels/paged-attention.ts';
+import type { AttentionBuffers, PagedAttention } from './kernels/paged-attention.ts';
 
 /** What the kernels must know of the step in progress. */
 export interface StepState {
   /** Packed rows of the run. */
   tokens: number;
+  /** Made when the size of the pool is known, which is after the sessions. */
+  attention: PagedAttention | undefined;
 }
 
-export function pagedAttentionOp(
-  attention: PagedAttention,
-  layers: readonly AttentionShape[],
-  step: StepState,
-): CustomOp {
+export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepState): CustomOp {
   return defineCustomOp({
     name: 'PagedAttention',
     inputs: [{ dtype: 'float32' }, { dtype: 'float32' }, { dtype: 'float32' }],
@@ -29,25 +27,28 @@ export function pagedAttentionOp(
     kernel({ layer }) {
       const { heads, kvHeads, headDim } = layers[layer]!;
       const width = heads * headDim;
-      if (heads === 0) return (context) => void context.output2d(0, step.tokens, 0);
       const rowBytes = width * 4;
       const keyBytes = kvHeads * headDim * 4;
-      const { q, k, v, out } = attention.buffers(layer);
-      const [qAt, kAt, vAt, outAt] = [addressOf(q), addressOf(k), addressOf(v), addressOf(out)];
+      let addresses: Readonly<Record<keyof AttentionBuffers, Pointer>> | undefined;
       return (context) => {
         const { tokens } = step;
-        copyMemory(qAt, context.input(0), tokens * rowBytes);
-        copyMemory(kAt, context.input(1), tokens * keyBytes);
-        copyMemory(vAt, context.input(2), tokens * keyBytes);
+        const attention = step.attention!;
+        addresses ??= bufferAddresses(attention.buffers(layer));
+        copyMemory(addresses.q, context.input(0), tokens * rowBytes);
+        copyMemory(addresses.k, context.input(1), tokens * keyBytes);
+        copyMemory(addresses.v, context.input(2), tokens * keyBytes);
         attention.attend(layer);
-        copyMemory(context.output2d(0, tokens, width), outAt, tokens * rowBytes);
+        copyMemory(context.output2d(0, tokens, width), addresses.out, tokens * rowBytes);
       };
     },
   });
 }
 
-/** `width`: columns of what is summed. */
-export function allReduceOp(collective: Collective, width: number, step: StepState): CustomOp {
+function bufferAddresses({ q, k, v, out }: AttentionBuffers): Record<keyof AttentionBuffers, Pointer> {
+  return { q: addressOf(q), k: addressOf(k), v: addressOf(v), out: addressOf(out) };
+}
+
+export function allReduceOp(collective: Collective, step: StepState): CustomOp {
   const addresses = new Map<number, Pointer>();
   /** A collective has a few buffers; their addresses are looked up once each. */
   const at = (view: Float32Array): Pointer => {
@@ -62,12 +63,18 @@ export function allReduceOp(collective: Collective, width: number, step: StepSta
     name: 'AllReduce',
     inputs: [{ dtype: 'float32' }],
     outputs: [{ dtype: 'float32' }],
-    attributes: { index: 'int' },
-    kernel: () => (context) => {
-      const count = step.tokens * width;
-      copyMemory(at(collective.contribution(count)), context.input(0), count * 4);
-      const sum = collective.allReduce(count);
-      copyMemory(context.output2d(0, step.tokens, width), at(sum), count * 4);
+    attributes: { index: 'int', contributes: 'int' },
+    kernel({ contributes }) {
+      let columns: number | undefined;
+      return (context) => {
+        columns ??= context.inputShape(0)[1]!;
+        const count = step.tokens * columns;
+        const part = collective.contribution(count);
+        if (contributes === 1) copyMemory(at(part), context.input(0), count * 4);
+        else part.fill(0);
+        const sum = collective.allReduce(count);
+        copyMemory(context.output2d(0, step.tokens, columns), at(sum), count * 4);
+      };
     },
   });
 }

@@ -1,33 +1,54 @@
 /**
- * Rotary angles of a step's rows. Enters: a model's inverse frequencies, the plan. Leaves: cosines and sines, a row for
- * each packed token. They are computed anew each step: a table for a long context would cost more memory than time.
+ * Rotary angles of a step's rows. Enters: a model's rope, the plan. Leaves: cosines and sines, a row for each packed
+ * token. They are computed anew each step: a table for a long context would cost more memory than time.
  */
+import type { RopeSpec } from '../models/rope.ts';
 import { sliceWords } from './step-message.ts';
 
-export interface Rope {
-  /** [rotaryDim / 2], float32 as transformers has them; empty: nothing is rotated. */
+interface Table {
+  /** In float32, as the reference has them. */
   readonly inverseFrequencies: Float32Array;
-  /** Multiplies cosines and sines (longrope's attention factor). */
   readonly factor: number;
 }
 
-/** Writes [tokens][cos rotaryDim / 2, sin rotaryDim / 2] to `out`. */
-export function writeAngles(rope: Rope, plan: Int32Array, out: Float32Array): void {
-  const { inverseFrequencies, factor } = rope;
-  const half = inverseFrequencies.length;
-  const slices = plan[0]!;
-  let at = 0;
-  for (let slice = 0; slice < slices; slice++) {
-    const rows = plan[2 + slice * sliceWords]!;
-    const first = plan[3 + slice * sliceWords]!;
-    for (let position = first; position < first + rows; position++) {
-      for (let i = 0; i < half; i++) {
-        // In float32, as the reference multiplies.
-        const angle = Math.fround(position * inverseFrequencies[i]!);
-        out[at + i] = Math.cos(angle) * factor;
-        out[at + half + i] = Math.sin(angle) * factor;
+export class RopeAngles {
+  /** [rotaryDim]: floats of a row. */
+  readonly rowFloats: number;
+  readonly #rope: RopeSpec;
+  readonly #tables = new Map<number, Table>();
+
+  constructor(rope: RopeSpec) {
+    this.#rope = rope;
+    this.rowFloats = rope.rotaryDim;
+  }
+
+  /** Writes [tokens][cos rotaryDim / 2, sin rotaryDim / 2] to `out`. */
+  write(plan: Int32Array, out: Float32Array): void {
+    const half = this.rowFloats / 2;
+    const end = 1 + plan[0]! * sliceWords;
+    let at = 0;
+    for (let entry = 1; entry < end; entry += sliceWords) {
+      const rows = plan[entry + 1]!;
+      const first = plan[entry + 2]!;
+      const { inverseFrequencies, factor } = this.#table(plan[entry + 4]!);
+      for (let position = first; position < first + rows; position++) {
+        for (let i = 0; i < half; i++) {
+          const angle = Math.fround(position * inverseFrequencies[i]!);
+          out[at + i] = Math.cos(angle) * factor;
+          out[at + half + i] = Math.sin(angle) * factor;
+        }
+        at += 2 * half;
       }
-      at += 2 * half;
     }
+  }
+
+  #table(variant: number): Table {
+    let table = this.#tables.get(variant);
+    if (table === undefined) {
+      const { inverseFrequencies, attentionFactor } = this.#rope.table(variant);
+      table = { inverseFrequencies: Float32Array.from(inverseFrequencies), factor: attentionFactor };
+      this.#tables.set(variant, table);
+    }
+    return table;
   }
 }

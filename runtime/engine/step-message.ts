@@ -2,15 +2,15 @@
  * A step as rank 0 broadcasts it, int32 words, so that a step costs no serialisation:
  *   tokens, copies, logit rows, words of the plan,
  *   token ids [tokens], copies [copies][from, to, rows], packed rows that need logits [logit rows], the plan.
- * The plan is what the attention kernel reads: slices; for each its first packed row, rows, position of the first row
- * and where in the plan its block table starts; then the block tables.
+ * The plan is what the attention kernel reads: slices; for each its first packed row, rows, position of the first row,
+ * where in the plan its block table starts, and its rope variant; then the block tables.
  */
 import assert from 'node:assert';
 import type { BlockCopy, StepBatch, StepSlice } from './engine.ts';
 
 const headWords = 4;
 const copyWords = 3;
-export const sliceWords = 4;
+export const sliceWords = 5;
 
 export interface StepLimits {
   readonly maxBatchSize: number;
@@ -40,11 +40,12 @@ export function writePlan(
   let row = 0;
   let entry = start + 1;
   let end = entry + slices.length * sliceWords;
-  for (const { tokens, position, blocks } of slices) {
+  for (const { tokens, position, blocks, ropeVariant } of slices) {
     words[entry] = row;
     words[entry + 1] = tokens.length;
     words[entry + 2] = position;
     words[entry + 3] = end - start;
+    words[entry + 4] = ropeVariant ?? 0;
     const count = Math.ceil((position + tokens.length) / blockTokens);
     assert(blocks.length >= count, `${blocks.length} blocks for ${position + tokens.length} tokens`);
     for (let block = 0; block < count; block++) words[end + block] = blocks[block]!;

@@ -20,7 +20,8 @@ export interface Collective {
   barrier(): void;
   /**
    * Rank 0 hands `words` (int32) to all; the others wait for them, for as long as it takes. Undefined: the collective
-   * was closed. The words are valid until the next broadcast.
+   * was closed. The words are overwritten by the next broadcast, which rank 0 may begin as soon as all ranks have since
+   * met in a barrier or an all-reduce.
    */
   broadcast(words?: Int32Array): Int32Array | undefined;
   /** Ends the waiting of the ranks that are in `broadcast`. */

@@ -3,7 +3,7 @@
  * attends causally over each slice's pages. Memory layouts in lib/pages.ts; the reference is ../attention-reference.ts.
  *
  * `plan`, int32: slices, then for each slice: first packed row, rows, position of the first row, where in the plan, in
- * words, its block table starts (block ids).
+ * words, its block table starts (block ids), and a word that is not for the kernel.
  * `shape`, 32 bits each: 0 query heads, 1 KV heads, 2 headDim, 3 rotaryDim, 4 blockTokens, 5 window (0: none),
  * 6 scale (f32), 7 softcap (f32, 0: none), 8 / 9 / 10 floats from one packed row to the next in q / k / v,
  * 11 the same in out.
@@ -386,7 +386,7 @@ function attend<T>(
   const headRow = <usize>headDim << 2;
   const slices = load<i32>(plan);
   for (let n = 0; n < slices; n++) {
-    const entry = plan + 4 + (<usize>n << 4);
+    const entry = plan + 4 + <usize>(n * 20);
     const row = <usize>load<i32>(entry), rows = load<i32>(entry, 4);
     const position = load<i32>(entry, 8);
     const table = plan + (<usize>load<i32>(entry, 12) << 2);

@@ -1,0 +1,230 @@
+/**
+ * Makes an engine: a checkpoint's place and the limits enter; ranks are planned and started, the KV pool is sized, and
+ * what leaves runs steps. Rank 0 is the calling thread, so call it where steps may take their time.
+ */
+import { availableParallelism } from 'node:os';
+import { type DeviceSelection, planRanks } from '../driver/device.ts';
+import { SluiceError } from '../errors.ts';
+import { parseModel } from '../models/registry.ts';
+import { type Collective, SoloCollective } from './collective/collective.ts';
+import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
+import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
+import type { KvDType } from './kernels/paged-attention.ts';
+import { availableBytes, chooseBlockCount } from './kv-size.ts';
+import { logitTileRows, type Rank } from './rank.ts';
+import { type CheckpointSource, loadRank, openSource, type RankLoad } from './rank-loader.ts';
+import { type RankThread, startRank } from './rank-threads.ts';
+import { messageCapacity, type StepLimits, writeMessage } from './step-message.ts';
+
+export interface EngineOptions {
+  readonly checkpoint: CheckpointSource;
+  readonly devices?: DeviceSelection;
+  /** Threads that compute, over all ranks. Default: the cores allowed. */
+  readonly threads?: number;
+  readonly maxBatchSize: number;
+  readonly maxStepTokens: number;
+  /** Longest sequence. Default: the model's own limit, or less where the KV cache of one would not fit. */
+  readonly maxLength?: number | undefined;
+  /** A power of two, at least 8. */
+  readonly blockTokens: number;
+  /** Size of the KV pool in blocks; or, in bytes, `kvBytes`. Default: what the limits need, as far as memory allows. */
+  readonly blockCount?: number | undefined;
+  readonly kvBytes?: number | undefined;
+  readonly kvDType?: KvDType;
+  /** Where weights that cannot be used as they are stored are kept between starts. */
+  readonly cacheDir?: string | undefined;
+  readonly onProgress?: (progress: LoadProgress) => void;
+  readonly onWarning?: (message: string) => void;
+}
+
+/** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
+export async function createEngine(options: EngineOptions): Promise<Engine> {
+  const { blockTokens, maxBatchSize, maxStepTokens } = options;
+  const checkpoint = await openSource(options.checkpoint);
+  const { spec } = parseModel(checkpoint);
+  const cores = availableParallelism();
+  const plan = planRanks(options.devices ?? { kind: 'auto' }, options.threads ?? cores, spec.kvHeads, cores);
+  const ranks = plan.devices.length;
+  if (options.maxLength !== undefined && options.maxLength > spec.maxLength) {
+    throw new SluiceError(
+      'config_invalid',
+      `--max-length ${options.maxLength}: the model was made for at most ${spec.maxLength} tokens`,
+      { param: 'max-length' },
+    );
+  }
+  const limits: StepLimits = {
+    maxBatchSize,
+    maxStepTokens,
+    maxLength: options.maxLength ?? spec.maxLength,
+    blockTokens,
+  };
+  const shared = shareMemory({
+    ranks,
+    reduceFloats: maxStepTokens * spec.hidden,
+    broadcastWords: messageCapacity(limits),
+    spin: plan.spin,
+  });
+  const load: RankLoad = {
+    checkpoint: options.checkpoint,
+    ranks,
+    devices: plan.devices,
+    limits,
+    kvDType: options.kvDType ?? 'float32',
+    cacheDir: options.cacheDir ?? null,
+    logits: new SharedArrayBuffer(logitTileRows * spec.vocabulary * 4),
+  };
+  const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);
+  const threads = Array.from({ length: ranks - 1 }, (_, index) =>
+    startRank({ collective: shared, rank: index + 1, load }),
+  );
+  try {
+    const loaded = await loadRank(load, 0, collective, options);
+    const others = await Promise.all(threads.map((thread) => thread.loaded));
+    const blockBytes = others.reduce((sum, bytes) => sum + bytes, loaded.blockBytes);
+    const pool = sizePool(options, limits, blockBytes);
+    if (pool.maxLength < limits.maxLength) {
+      options.onWarning?.(
+        `sequences are limited to ${pool.maxLength} tokens, of the model's ${limits.maxLength}: the KV cache of a longer one does not fit in memory`,
+      );
+    }
+    options.onProgress?.({ phase: 'warmup', done: 0, total: 1 });
+    collective.broadcast(Int32Array.of(pool.blockCount));
+    const rank = loaded.start(pool.blockCount);
+    // All have read the size before a step's message takes its place.
+    collective.barrier();
+    const info: EngineInfo = {
+      architecture: spec.architecture,
+      vocabulary: spec.vocabulary,
+      maxLength: pool.maxLength,
+      blockTokens,
+      blockCount: pool.blockCount,
+      maxStepTokens,
+      maxBatchSize,
+      ranks,
+      kvBytes: pool.blockCount * blockBytes,
+      weightBytes: checkpoint.weightBytes,
+    };
+    const engine = new RankedEngine(info, limits, rank, collective, threads, load.logits);
+    engine.warmUp();
+    options.onProgress?.({ phase: 'warmup', done: 1, total: 1 });
+    return engine;
+  } catch (error) {
+    collective.close();
+    for (const thread of threads) thread.terminate();
+    throw error;
+  }
+}
+
+function sizePool(
+  options: EngineOptions,
+  { maxLength, maxBatchSize, blockTokens }: StepLimits,
+  blockBytes: number,
+): { blockCount: number; maxLength: number } {
+  if (options.blockCount !== undefined) {
+    return {
+      blockCount: options.blockCount,
+      maxLength: Math.min(maxLength, options.blockCount * blockTokens),
+    };
+  }
+  const available = availableBytes();
+  return chooseBlockCount({
+    blockBytes,
+    blockTokens,
+    maxLength,
+    maxBatchSize,
+    kvBytes: options.kvBytes,
+    available,
+    mayShorten: options.maxLength === undefined,
+  });
+}
+
+class RankedEngine implements Engine {
+  readonly info: EngineInfo;
+  readonly #limits: StepLimits;
+  readonly #rank: Rank;
+  readonly #collective: Collective;
+  readonly #threads: readonly RankThread[];
+  readonly #logits: Float32Array;
+  readonly #message: Int32Array;
+  /** Of the step in progress: slice and row within it of each row of logits. */
+  readonly #rowSlices: Int32Array;
+  readonly #rowIndices: Int32Array;
+  #state: 'running' | 'failed' | 'closed' = 'running';
+
+  constructor(
+    info: EngineInfo,
+    limits: StepLimits,
+    rank: Rank,
+    collective: Collective,
+    threads: readonly RankThread[],
+    logits: SharedArrayBuffer,
+  ) {
+    this.info = info;
+    this.#limits = limits;
+    this.#rank = rank;
+    this.#collective = collective;
+    this.#threads = threads;
+    this.#logits = new Float32Array(logits);
+    this.#message = new Int32Array(messageCapacity(limits));
+    this.#rowSlices = new Int32Array(limits.maxStepTokens);
+    this.#rowIndices = new Int32Array(limits.maxStepTokens);
+  }
+
+  /** Two steps on the first block, whose content nobody uses yet: code is compiled and weights are touched. */
+  warmUp(): void {
+    for (let step = 0; step < 2; step++) {
+      this.step(
+        { slices: [{ tokens: [0], position: 0, blocks: [0], logits: 'last' }], copies: [] },
+        () => {},
+      );
+    }
+  }
+
+  step(batch: StepBatch, onRow: OnRow): void {
+    if (this.#state !== 'running') throw new SluiceError('engine_failed', `the engine is ${this.#state}`);
+    // A batch that breaks the limits is the caller's bug and harms nobody else.
+    const length = writeMessage(batch, this.#limits, this.#message);
+    this.#noteRows(batch);
+    const { vocabulary } = this.info;
+    try {
+      const words = this.#message.subarray(0, length);
+      this.#collective.broadcast(words);
+      this.#rank.run(words, (first, count) => {
+        for (let i = 0; i < count; i++) {
+          const logits = this.#logits.subarray(i * vocabulary, (i + 1) * vocabulary);
+          onRow(this.#rowSlices[first + i]!, this.#rowIndices[first + i]!, logits);
+        }
+      });
+    } catch (error) {
+      this.#state = 'failed';
+      const reason = (error as Error).message;
+      this.#collective.fail(reason);
+      // They see the failure and end; this is for one that cannot. What they hold ends with them.
+      for (const thread of this.#threads) thread.terminate();
+      this.#rank.close();
+      if (error instanceof SluiceError && error.code === 'engine_failed') throw error;
+      throw new SluiceError('engine_failed', `a step failed: ${reason}`, { cause: error });
+    }
+  }
+
+  #noteRows({ slices }: StepBatch): void {
+    let at = 0;
+    for (const [index, { tokens, logits }] of slices.entries()) {
+      const first = logits === 'all' ? 0 : logits === 'last' ? tokens.length - 1 : tokens.length;
+      for (let row = first; row < tokens.length; row++, at++) {
+        this.#rowSlices[at] = index;
+        this.#rowIndices[at] = row;
+      }
+    }
+  }
+
+  close(): void {
+    if (this.#state === 'closed') return;
+    if (this.#state === 'running') {
+      // The other ranks are waiting for a step and end by themselves.
+      this.#collective.close();
+      this.#rank.close();
+    }
+    this.#state = 'closed';
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * Makes one rank of a model: opens the checkpoint, builds the rank's graphs, compiles them with the rank's share of
+ * the weights. Runs on the rank's own thread, whose functions the custom ops are.
+ */
+import type { Device } from '../driver/device.ts';
+import type { ModelSpec } from '../models/model.ts';
+import { prepareRank } from '../models/prepare.ts';
+import { parseModel } from '../models/registry.ts';
+import { rangeSize, type Shard } from '../models/shard.ts';
+import { CustomOpDomain } from '../ort/custom-op.ts';
+import type { Checkpoint } from '../weights/checkpoint.ts';
+import { openCheckpoint } from '../weights/open.ts';
+import type { Collective } from './collective/collective.ts';
+import { CompiledGraph } from './compile.ts';
+import type { LoadProgress } from './engine.ts';
+import type { AttentionShape } from './kernels/attention-reference.ts';
+import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
+import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
+import { Rank } from './rank.ts';
+import { RopeAngles } from './rope.ts';
+import { planCapacity, type StepLimits } from './step-message.ts';
+
+/**
+ * Where a checkpoint is, in a form that any thread can open: a folder, or a module that exports
+ * `openCheckpoint(argument)` (weights that are made, not read).
+ */
+export type CheckpointSource =
+  | { readonly path: string; readonly weightPaths?: readonly string[] }
+  | { readonly module: string; readonly argument: unknown };
+
+export async function openSource(source: CheckpointSource): Promise<Checkpoint> {
+  if ('path' in source) return openCheckpoint(source.path, source);
+  const { openCheckpoint: make } = (await import(source.module)) as {
+    openCheckpoint(argument: unknown): Checkpoint;
+  };
+  return make(source.argument);
+}
+
+/** What all ranks are told; plain data and shared memory. */
+export interface RankLoad {
+  readonly checkpoint: CheckpointSource;
+  readonly ranks: number;
+  readonly devices: readonly Device[];
+  readonly limits: StepLimits;
+  readonly kvDType: KvDType;
+  readonly cacheDir: string | null;
+  /** [logitTileRows, vocabulary] float32. */
+  readonly logits: SharedArrayBuffer;
+}
+
+export interface LoadedRank {
+  /** Bytes of one KV block on this rank, in all layers. */
+  readonly blockBytes: number;
+  /** Makes the KV pool; the rank is then ready for steps. */
+  start(blockCount: number): Rank;
+}
+
+export interface LoadReport {
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/** Throws SluiceError: the checkpoint's faults, or ONNX Runtime's. */
+export async function loadRank(
+  load: RankLoad,
+  rank: number,
+  collective: Collective,
+  { onProgress, onWarning }: LoadReport = {},
+): Promise<LoadedRank> {
+  const { ranks, limits, kvDType } = load;
+  const checkpoint = await openSource(load.checkpoint);
+  const model = parseModel(checkpoint);
+  const prepared = prepareRank(model, checkpoint, {
+    rank,
+    ranks,
+    cacheDir: load.cacheDir,
+    warn: onWarning ?? (() => {}),
+    onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
+  });
+  const layers = attentionShapes(model.spec, prepared.shard);
+  const state: StepState = { tokens: 0, attention: undefined };
+  const ops = new CustomOpDomain('sluice', [pagedAttentionOp(layers, state), allReduceOp(collective, state)]);
+  const options = { customOps: [ops], threads: load.devices[rank]!.threads };
+  onProgress?.({ phase: 'compile', done: 0, total: 2 });
+  const body = new CompiledGraph(prepared.body, options);
+  onProgress?.({ phase: 'compile', done: 1, total: 2 });
+  const head = new CompiledGraph(prepared.head, options);
+  onProgress?.({ phase: 'compile', done: 2, total: 2 });
+  const { vocabulary } = prepared.shard;
+  return {
+    blockBytes: layers.reduce((sum, shape) => sum + pageBytes(shape, limits.blockTokens, kvDType), 0),
+    start(blockCount) {
+      state.attention = new PagedAttention({
+        layers,
+        blockTokens: limits.blockTokens,
+        blockCount,
+        dtype: kvDType,
+        maxStepTokens: limits.maxStepTokens,
+        planWords: planCapacity(limits),
+      });
+      return new Rank({
+        collective,
+        body,
+        head,
+        customOps: ops,
+        attention: state.attention,
+        rope: new RopeAngles(model.spec.rope),
+        state,
+        hiddenSize: model.spec.hidden,
+        vocabulary: model.spec.vocabulary,
+        share: { first: vocabulary.start, count: rangeSize(vocabulary) },
+        maxStepTokens: limits.maxStepTokens,
+        logits: new Float32Array(load.logits),
+      });
+    },
+  };
+}
+
+/** The attention of each layer as far as this rank holds its heads. */
+function attentionShapes(spec: ModelSpec, shard: Shard): AttentionShape[] {
+  return Array.from({ length: spec.layers }, (_, layer) => ({
+    heads: rangeSize(shard.heads),
+    kvHeads: rangeSize(shard.kvHeads),
+    headDim: spec.headDim,
+    rotaryDim: spec.rope.rotaryDim,
+    scale: spec.attentionScale,
+    window: spec.windows[layer] ?? 0,
+    softcap: spec.attentionSoftcap ?? 0,
+  }));
+}

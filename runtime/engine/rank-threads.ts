@@ -1,0 +1,47 @@
+/**
+ * Starts and ends the threads of ranks 1 and up. Leaves: promises that settle whatever becomes of a thread.
+ */
+import path from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { type ErrorCode, SluiceError } from '../errors.ts';
+import type { SharedCollective } from './collective/thread-collective.ts';
+import type { RankLoad } from './rank-loader.ts';
+
+/** What a rank's thread is started with. */
+export interface RankThreadData {
+  readonly collective: SharedCollective;
+  readonly rank: number;
+  readonly load: RankLoad;
+}
+
+/** What a rank's thread says. Steps need no messages. */
+export type RankMessage =
+  | { readonly kind: 'loaded'; readonly blockBytes: number }
+  | { readonly kind: 'failed'; readonly code: ErrorCode; readonly message: string };
+
+export interface RankThread {
+  /** Bytes of one KV block on this rank, once it has loaded. Rejects with SluiceError when it cannot, or dies. */
+  readonly loaded: Promise<number>;
+  /** Ends the thread whatever it does; without effect on one that has ended. */
+  terminate(): void;
+}
+
+export function startRank(data: RankThreadData): RankThread {
+  // The extension is .ts in the checkout and .js in the package.
+  const file = `./rank-worker${path.extname(import.meta.filename)}`;
+  const worker = new Worker(new URL(file, import.meta.url), { workerData: data });
+  const loaded = new Promise<number>((resolve, reject) => {
+    const fail = (code: ErrorCode, message: string, cause?: unknown): void =>
+      reject(new SluiceError(code, message, { cause }));
+    worker.once('message', (message: RankMessage) => {
+      if (message.kind === 'loaded') resolve(message.blockBytes);
+      else fail(message.code, message.message);
+    });
+    worker.once('error', (error) => fail('engine_failed', `rank ${data.rank}: ${error.message}`, error));
+    worker.once('exit', (code) => fail('engine_failed', `rank ${data.rank} ended while loading (${code})`));
+  });
+  // A rank that fails later is noticed by the others, at the next step.
+  loaded.catch(() => {});
+  loaded.finally(() => worker.unref()).catch(() => {});
+  return { loaded, terminate: () => void worker.terminate() };
+}
