@@ -142,7 +142,8 @@ let environment: Pointer | undefined;
 
 /** ORT's environment: one for the process, counted by ORT; each thread holds it until it ends. */
 export function ortEnvironment(): Pointer {
-  environment ??= create('CreateEnv', 3, 'sluice');
+  // 4 is fatal: what fails is reported by its status, once.
+  environment ??= create('CreateEnv', 4, 'sluice');
   return environment;
 }
 

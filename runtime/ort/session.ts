@@ -36,7 +36,7 @@ export interface SessionOptions {
    * values alive and closes them; their memory must stay as it is until the session is closed.
    */
   readonly sharedInitializers?: ReadonlyMap<string, OrtValue>;
-  /** 0 verbose, 1 information, 2 warning, 3 error, 4 fatal. Default 3. */
+  /** 0 verbose, 1 information, 2 warning, 3 error, 4 fatal. Default 4: a failure is an error here anyway. */
   readonly logSeverity?: 0 | 1 | 2 | 3 | 4;
   /** 0 off, 1 basic, 2 extended, 99 all. Default 99. */
   readonly optimization?: 0 | 1 | 2 | 99;
@@ -256,7 +256,7 @@ function makeSessionOptions(options: SessionOptions): Pointer {
     // Patterns are remembered for each input shape, without bound.
     check(native.DisableMemPattern(pointer));
     if (options.arena === false) check(native.DisableCpuMemArena(pointer));
-    check(native.SetSessionLogSeverityLevel(pointer, options.logSeverity ?? 3));
+    check(native.SetSessionLogSeverityLevel(pointer, options.logSeverity ?? 4));
     check(native.SetSessionGraphOptimizationLevel(pointer, options.optimization ?? 99));
     if (options.profilePrefix !== undefined) check(native.EnableProfiling(pointer, options.profilePrefix));
     for (const domain of options.customOps ?? []) {

@@ -1,0 +1,139 @@
+/**
+ * Can a checkpoint be run as asked: cut for so many ranks, in that encoding, in that memory? Facts about the checkpoint
+ * and the wish enter; what stands against it leaves, as lines for a user. Pure: the operator asks it too, before any
+ * pod exists.
+ */
+
+/** What is known of a checkpoint without its weights. */
+export interface CheckpointFacts {
+  readonly hidden: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  /** Absent: hidden / heads. */
+  readonly headDim?: number;
+  /** Columns of the MLP. */
+  readonly intermediate: number;
+  readonly layers: number;
+  readonly vocabulary: number;
+  /** How the weights are stored: `float32`, `bfloat16`, `float16`, `gptq`, `awq`, `q4_1`, ... */
+  readonly encoding: string;
+  readonly weightBytes: number;
+  /** Columns that a quantized matrix keeps together; absent for plain weights. */
+  readonly quantizationBlock?: number;
+}
+
+export interface RunWish {
+  readonly ranks: number;
+  /** `--quantization-encoding`; absent: as the checkpoint is. */
+  readonly encoding?: string;
+  /** Memory of all ranks together; absent: not checked. */
+  readonly memoryBytes?: number;
+  /** Tokens that the KV cache must hold at least. Default: 256. */
+  readonly minimalTokens?: number;
+}
+
+export type PreflightCode = 'heads' | 'ranks' | 'encoding' | 'memory';
+
+export interface PreflightProblem {
+  readonly code: PreflightCode;
+  /** One line: what stands against it, the numbers, what would work. */
+  readonly message: string;
+}
+
+/** Columns of the MLP that are never cut apart in plain weights: a kernel works on so many at once. */
+export const plainUnit = 16;
+
+/** Empty: nothing known stands against it. */
+export function preflight(facts: CheckpointFacts, wish: RunWish): PreflightProblem[] {
+  return [
+    ...headProblems(facts),
+    ...rankProblems(facts, wish),
+    ...encodingProblems(facts, wish),
+    ...memoryProblems(facts, wish),
+  ];
+}
+
+/** The most ranks that the model can be cut for. */
+export function maximumRanks({
+  intermediate,
+  quantizationBlock,
+}: Pick<CheckpointFacts, 'intermediate' | 'quantizationBlock'>): number {
+  return Math.ceil(intermediate / (quantizationBlock ?? plainUnit));
+}
+
+function headProblems({ hidden, heads, kvHeads, headDim }: CheckpointFacts): PreflightProblem[] {
+  const problems: PreflightProblem[] = [];
+  if (heads % kvHeads !== 0) {
+    problems.push({
+      code: 'heads',
+      message: `num_attention_heads ${heads} is no multiple of num_key_value_heads ${kvHeads}`,
+    });
+  }
+  if (headDim === undefined && hidden % heads !== 0) {
+    problems.push({
+      code: 'heads',
+      message: `hidden_size ${hidden} is no multiple of num_attention_heads ${heads}, and there is no head_dim`,
+    });
+  }
+  return problems;
+}
+
+function rankProblems(facts: CheckpointFacts, { ranks }: RunWish): PreflightProblem[] {
+  const most = maximumRanks(facts);
+  if (ranks <= most) return [];
+  const unit = facts.quantizationBlock ?? plainUnit;
+  return [
+    {
+      code: 'ranks',
+      message: `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${most} pieces of ${unit}, so at most ${most} ranks`,
+    },
+  ];
+}
+
+const plainEncodings = ['float32', 'bfloat16', 'float16'];
+
+function encodingProblems(facts: CheckpointFacts, { encoding }: RunWish): PreflightProblem[] {
+  if (encoding === undefined || encoding === facts.encoding) return [];
+  // Widening loses nothing.
+  const possible = plainEncodings.includes(facts.encoding)
+    ? [...new Set([facts.encoding, 'float32'])]
+    : [facts.encoding];
+  if (possible.includes(encoding)) return [];
+  return [
+    {
+      code: 'encoding',
+      message: `encoding ${encoding}: the checkpoint is stored as ${facts.encoding}, which gives ${possible.join(' or ')}`,
+    },
+  ];
+}
+
+function memoryProblems(facts: CheckpointFacts, wish: RunWish): PreflightProblem[] {
+  if (wish.memoryBytes === undefined) return [];
+  const needed = residentBytes(facts) + kvBytesPerToken(facts) * (wish.minimalTokens ?? 256);
+  if (needed <= wish.memoryBytes) return [];
+  return [
+    {
+      code: 'memory',
+      message: `about ${mebibytes(needed)} MiB are needed (weights ${mebibytes(residentBytes(facts))} MiB, the rest a minimal KV cache), ${mebibytes(wish.memoryBytes)} MiB are there`,
+    },
+  ];
+}
+
+/** Weights in memory on a CPU, in bytes: half-precision ones are computed with as float32. */
+export function residentBytes({
+  encoding,
+  weightBytes,
+}: Pick<CheckpointFacts, 'encoding' | 'weightBytes'>): number {
+  return encoding === 'bfloat16' || encoding === 'float16' ? 2 * weightBytes : weightBytes;
+}
+
+/** Keys and values of one token in all layers, float32. */
+export function kvBytesPerToken(
+  facts: Pick<CheckpointFacts, 'layers' | 'kvHeads' | 'hidden' | 'heads' | 'headDim'>,
+): number {
+  return facts.layers * 2 * facts.kvHeads * (facts.headDim ?? facts.hidden / facts.heads) * 4;
+}
+
+function mebibytes(bytes: number): number {
+  return Math.ceil(bytes / 2 ** 20);
+}
