@@ -1,0 +1,136 @@
+/**
+ * The engine's side of the two threads: takes messages, turns the loop while there is work, sends one report a turn.
+ * Enters: a port, shared statistics and a way to make an engine. Must not know which engine.
+ *
+ * The loop yields to the event loop between turns, so requests and cancellations arrive as they come and events of the
+ * engine's own threads are seen; without work nothing is scheduled and the thread sleeps.
+ */
+import type { MessagePort } from 'node:worker_threads';
+import type { Engine, LoadProgress } from '../engine/engine.ts';
+import { SluiceError } from '../errors.ts';
+import { GenerationLoop, type LoopOptions } from './loop.ts';
+import type { FromEngine, ToEngine } from './messages.ts';
+import type { SharedStatistics } from './statistics.ts';
+
+export interface LoadedEngine {
+  readonly engine: Engine;
+  readonly eosTokenIds: readonly number[];
+}
+
+export interface LoadHooks {
+  onProgress(progress: LoadProgress): void;
+  onWarning(message: string): void;
+}
+
+/** Runs until told to close or until the engine fails; the failure is the last message. */
+export async function runEngineThread(
+  port: MessagePort,
+  statistics: SharedStatistics,
+  options: LoopOptions,
+  load: (hooks: LoadHooks) => Promise<LoadedEngine>,
+): Promise<void> {
+  const send = (message: FromEngine) => port.postMessage(message);
+  try {
+    const { engine, eosTokenIds } = await load({
+      onProgress: (progress) => send({ type: 'progress', progress }),
+      onWarning: (message) => send({ type: 'warning', message }),
+    });
+    const thread = new EngineThread(
+      port,
+      statistics,
+      engine,
+      new GenerationLoop(engine, eosTokenIds, options),
+    );
+    send({ type: 'ready', info: engine.info, eosTokenIds });
+    thread.listen();
+  } catch (error) {
+    sendFailure(port, error);
+  }
+}
+
+class EngineThread {
+  readonly #port: MessagePort;
+  readonly #statistics: SharedStatistics;
+  readonly #engine: Engine;
+  readonly #loop: GenerationLoop;
+  #turning = false;
+
+  constructor(port: MessagePort, statistics: SharedStatistics, engine: Engine, loop: GenerationLoop) {
+    this.#port = port;
+    this.#statistics = statistics;
+    this.#engine = engine;
+    this.#loop = loop;
+    this.#publish();
+  }
+
+  listen(): void {
+    this.#port.on('message', (message: ToEngine) => this.#receive(message));
+  }
+
+  #receive(message: ToEngine): void {
+    if (message.type === 'close') {
+      this.#close();
+      return;
+    }
+    if (message.type === 'abort') this.#loop.abort(message.handle, message.choice);
+    else this.#submit(message);
+    this.#publish();
+    this.#wake();
+  }
+
+  #submit({ request }: Extract<ToEngine, { type: 'submit' }>): void {
+    try {
+      this.#loop.submit(request);
+    } catch (error) {
+      if (!(error instanceof SluiceError)) throw error;
+      const { code, message, param } = error;
+      const failure = { handle: request.handle, code, message, param };
+      this.#send({ type: 'report', prompts: [], tokens: [], failures: [failure] });
+    }
+  }
+
+  #wake(): void {
+    if (this.#turning || this.#loop.idle) return;
+    this.#turning = true;
+    setImmediate(() => this.#turn());
+  }
+
+  #turn(): void {
+    this.#turning = false;
+    this.#statistics.beat();
+    try {
+      const report = this.#loop.turn();
+      this.#publish();
+      if (report !== undefined) this.#send({ type: 'report', ...report });
+    } catch (error) {
+      sendFailure(this.#port, error);
+      this.#close();
+      return;
+    }
+    this.#wake();
+  }
+
+  #publish(): void {
+    this.#statistics.write(this.#loop.statistics());
+    this.#statistics.beat();
+  }
+
+  #send(message: FromEngine): void {
+    this.#port.postMessage(message);
+  }
+
+  /** The port is what keeps the thread alive. */
+  #close(): void {
+    this.#turning = true;
+    this.#engine.close();
+    this.#port.close();
+  }
+}
+
+function sendFailure(port: MessagePort, error: unknown): void {
+  const known = error instanceof SluiceError;
+  const message = error instanceof Error ? error.message : String(error);
+  const stack = known || !(error instanceof Error) ? undefined : error.stack;
+  const failure: FromEngine = { type: 'failed', code: known ? error.code : 'engine_failed', message };
+  port.postMessage(stack === undefined ? failure : { ...failure, stack });
+}

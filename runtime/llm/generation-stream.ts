@@ -1,0 +1,137 @@
+/**
+ * One request on the caller's side: what the loop reports becomes events that the caller takes at its own pace. Events
+ * not taken yet are merged, so a slow reader holds up nobody and holds no more than its own text.
+ */
+import type { GenerationEvent, GenerationRequest } from '../generation.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { BestOf } from './best-of.ts';
+import { ChoiceText } from './choice-text.ts';
+import type { PromptReport, TokenReport } from './messages.ts';
+
+/** What a stream asks of whoever made it. */
+export interface StreamOwner {
+  /** The loop need not go on with a choice, or with all of them. */
+  stop(choice?: number): void;
+  /** No more reports are wanted. */
+  ended(): void;
+}
+
+export class GenerationStream implements AsyncIterableIterator<GenerationEvent> {
+  readonly request: GenerationRequest;
+  readonly #owner: StreamOwner;
+  readonly #choices: ChoiceText[];
+  readonly #bestOf: BestOf | undefined;
+  readonly #events: GenerationEvent[] = [];
+  #readers: PromiseWithResolvers<IteratorResult<GenerationEvent, undefined>>[] = [];
+  #state: 'open' | 'ended' = 'open';
+  #error: Error | undefined;
+
+  constructor(request: GenerationRequest, tokenizer: Tokenizer, owner: StreamOwner) {
+    const { sampling, skipSpecialTokens = true } = request;
+    this.request = request;
+    this.#owner = owner;
+    this.#choices = Array.from(
+      { length: Math.max(sampling.n, sampling.bestOf) },
+      (_, choice) => new ChoiceText(choice, request, tokenizer.stream({ skipSpecialTokens })),
+    );
+    this.#bestOf = sampling.bestOf > sampling.n ? new BestOf(request) : undefined;
+  }
+
+  prompt({ cachedTokens, promptLogprobs }: PromptReport): void {
+    this.#emit({ type: 'prompt', cachedTokens, ...(promptLogprobs === undefined ? {} : { promptLogprobs }) });
+  }
+
+  token(report: TokenReport): void {
+    const choice = this.#choices[report.choice]!;
+    if (this.#state === 'ended' || choice.ended) return;
+    for (const event of choice.accept(report)) this.#emit(event);
+    // A stop string is found on this side only: the loop must be told.
+    if (choice.ended && report.ending === undefined) this.#owner.stop(report.choice);
+    this.#settle();
+  }
+
+  /** Ends the answer where it is: every choice that runs finishes with `abort`. */
+  abort(): void {
+    if (this.#state === 'ended') return;
+    this.#owner.stop();
+    for (const choice of this.#choices) for (const event of choice.abort()) this.#emit(event);
+    this.#settle();
+  }
+
+  /** The reader gets the error after the events before it. */
+  fail(error: Error): void {
+    if (this.#state === 'ended') return;
+    this.#error = error;
+    this.#close();
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  async next(): Promise<IteratorResult<GenerationEvent, undefined>> {
+    const event = this.#events.shift();
+    if (event !== undefined) return { done: false, value: event };
+    if (this.#state === 'open') {
+      const reader = Promise.withResolvers<IteratorResult<GenerationEvent, undefined>>();
+      this.#readers.push(reader);
+      return reader.promise;
+    }
+    const error = this.#error;
+    this.#error = undefined;
+    if (error !== undefined) throw error;
+    return { done: true, value: undefined };
+  }
+
+  /** The reader wants no more: the sequences are freed at once. */
+  async return(): Promise<IteratorResult<GenerationEvent, undefined>> {
+    if (this.#state === 'open') {
+      this.#owner.stop();
+      this.#close();
+    }
+    this.#events.length = 0;
+    return { done: true, value: undefined };
+  }
+
+  #emit(event: GenerationEvent): void {
+    for (const each of this.#bestOf?.accept(event) ?? [event]) this.#deliver(each);
+  }
+
+  #deliver(event: GenerationEvent): void {
+    const reader = this.#readers.shift();
+    if (reader !== undefined) {
+      reader.resolve({ done: false, value: event });
+      return;
+    }
+    const last = this.#events.at(-1);
+    const merged = last === undefined ? undefined : merge(last, event);
+    if (merged === undefined) this.#events.push(event);
+    else this.#events[this.#events.length - 1] = merged;
+  }
+
+  #settle(): void {
+    if (this.#choices.every((choice) => choice.ended)) this.#close();
+  }
+
+  #close(): void {
+    if (this.#state === 'ended') return;
+    this.#state = 'ended';
+    this.#owner.ended();
+    const readers = this.#readers;
+    this.#readers = [];
+    for (const reader of readers) this.next().then(reader.resolve, reader.reject);
+  }
+}
+
+/** Two deltas of a choice as one. */
+function merge(first: GenerationEvent, second: GenerationEvent): GenerationEvent | undefined {
+  if (first.type !== 'delta' || second.type !== 'delta' || first.choice !== second.choice) return undefined;
+  const merged = {
+    type: 'delta' as const,
+    choice: first.choice,
+    text: first.text + second.text,
+    tokenIds: [...first.tokenIds, ...second.tokenIds],
+  };
+  if (first.logprobs === undefined || second.logprobs === undefined) return merged;
+  return { ...merged, logprobs: [...first.logprobs, ...second.logprobs] };
+}
