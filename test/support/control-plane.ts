@@ -81,7 +81,10 @@ after(async () => {
   }
 });
 
-/** The first call of a file may take minutes, where the programs are not built yet. Good in hooks too. */
+/**
+ * The first call of a file may take minutes, where the programs are not built yet; it says so on standard error, which
+ * test reporters show at once. Good in hooks too.
+ */
 export function controlPlane(
   t: { readonly diagnostic?: (line: string) => void },
   parts: ControlPlaneParts = {},
@@ -90,7 +93,10 @@ export function controlPlane(
   const key = JSON.stringify([controllerManager, scheduler]);
   let plane = started.get(key);
   if (plane === undefined) {
-    plane = startForTests({ controllerManager, scheduler }, (line) => t.diagnostic?.(line));
+    plane = startForTests({ controllerManager, scheduler }, (line) => {
+      if (line.includes('build')) process.stderr.write(`${line}\n`);
+      else t.diagnostic?.(line);
+    });
     started.set(key, plane);
   }
   return plane;
