@@ -42,10 +42,8 @@ export function driftOf(live: AnyObject, wanted: AnyObject): Drift {
   )?.fieldsV1;
   const foreign = entries.filter((each) => each.manager !== fieldManager && each.subresource !== 'status');
   for (const member of ownMembers) {
-    const ours = entries
-      .filter((each) => each.manager === fieldManager)
-      .flatMap((each) => each.fieldsV1?.[member] ?? []);
-    if (foreign.some((each) => hasOther(each.fieldsV1?.[member], ours))) return 'intruded';
+    const value = wanted[member.slice('f:'.length)];
+    if (foreign.some((each) => addsTo(value, each.fieldsV1?.[member]))) return 'intruded';
   }
   const hash = wanted.metadata.annotations?.[appliedAnnotation];
   if (live.metadata.annotations?.[appliedAnnotation] !== hash) return 'changed';
@@ -74,17 +72,23 @@ function touches(entry: ManagedFields): boolean {
   return ownMembers.some((member) => entry.fieldsV1?.[member] !== undefined);
 }
 
-/** Does `tree` hold a leaf that none of `ours` holds? */
-function hasOther(tree: FieldTree | undefined, ours: readonly FieldTree[]): boolean {
+/** Does `tree` hold a leaf that `value` has nothing at? Such a field no apply can take away. */
+function addsTo(value: unknown, tree: FieldTree | undefined): boolean {
   if (tree === undefined) return false;
-  const steps = Object.keys(tree).filter((step) => step !== '.');
-  if (steps.length === 0) return ours.length === 0;
-  return steps.some((step) =>
-    hasOther(
-      tree[step],
-      ours.flatMap((each) => each[step] ?? []),
-    ),
-  );
+  if (value === undefined) return true;
+  return stepsOf(tree).some((step) => {
+    const subtree = tree[step];
+    if (step.startsWith('f:')) return addsTo((value as JsonObject | null)?.[step.slice(2)], subtree);
+    const items = Array.isArray(value) ? value : [];
+    return addsTo(
+      items.find((item) => matches(step, item)),
+      subtree,
+    );
+  });
+}
+
+function stepsOf(tree: FieldTree): string[] {
+  return Object.keys(tree).filter((step) => step !== '.');
 }
 
 function ownsAll(applied: FieldTree, wanted: AnyObject): boolean {
@@ -96,27 +100,30 @@ function ownsAll(applied: FieldTree, wanted: AnyObject): boolean {
 /** Does the set `tree` cover every leaf of `value`? An empty node stands for all below it (atomic lists and maps). */
 function owns(tree: FieldTree | undefined, value: unknown): boolean {
   if (tree === undefined) return false;
-  const steps = Object.keys(tree).filter((step) => step !== '.');
+  const steps = stepsOf(tree);
   if (steps.length === 0 || typeof value !== 'object' || value === null) return true;
-  if (Array.isArray(value)) return value.every((item) => owns(elementNode(tree, steps, item), item));
+  if (Array.isArray(value))
+    return value.every((item) => {
+      const step = steps.find((each) => matches(each, item));
+      return step !== undefined && owns(tree[step], item);
+    });
   return Object.entries(value as JsonObject).every(
     ([key, member]) => isEmpty(member) || owns(tree[`f:${key}`], member),
   );
 }
 
-/** The API server keeps no trace of an empty map of labels or an empty list. */
+/** The API server keeps no trace of an empty list. */
 function isEmpty(value: unknown): boolean {
   return value === undefined || (Array.isArray(value) && value.length === 0);
 }
 
-function elementNode(tree: FieldTree, steps: readonly string[], item: unknown): FieldTree | undefined {
-  const step = steps.find((each) => {
-    if (each.startsWith('v:')) return JSON.parse(each.slice(2)) === item;
-    if (!each.startsWith('k:')) return false;
-    const keys = JSON.parse(each.slice(2)) as Record<string, unknown>;
-    const members = item as Record<string, unknown>;
-    // A key may be one that the API server filled in (a port's protocol).
-    return Object.entries(keys).every(([key, value]) => members[key] === undefined || members[key] === value);
-  });
-  return step === undefined ? undefined : tree[step];
+/** Is `item` the element of a list that `step` means? */
+function matches(step: string, item: unknown): boolean {
+  if (step.startsWith('v:')) return JSON.parse(step.slice(2)) === item;
+  if (!step.startsWith('k:') || typeof item !== 'object' || item === null) return false;
+  const members = item as Record<string, unknown>;
+  // A key may be one that the API server filled in (a port's protocol).
+  return Object.entries(JSON.parse(step.slice(2)) as Record<string, unknown>).every(
+    ([key, value]) => members[key] === undefined || members[key] === value,
+  );
 }

@@ -8,11 +8,18 @@ import type { InferenceServiceSpec, InferenceServiceStatus } from '../api/infere
 import type { AnyObject } from '../api/objects.ts';
 import { understandSpec } from '../api/parse.ts';
 import { revisionInputs, revisionName } from '../api/revision.ts';
-import { controllerRevision, isControlledBy, renderRevision } from '../resources/controller-revision.ts';
+import {
+  controllerRevision,
+  isControlledBy,
+  type RevisionData,
+  renderRevision,
+} from '../resources/controller-revision.ts';
 import { revisionDeployment } from '../resources/deployment.ts';
+import { appliedAnnotation } from '../resources/labels.ts';
 import { clusterService } from '../resources/service.ts';
+import type { PodSpec } from './capacity.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
-import { decideRollout, defaultGpuResource } from './rollout.ts';
+import { decideRollout } from './rollout.ts';
 import { planStatus } from './status.ts';
 import {
   childOf,
@@ -80,6 +87,9 @@ function planSpec(
   const inputs = revisionInputs(spec);
   const targetName = revisionName(service.metadata.name, inputs);
   const target = stateOf(world, targetName);
+  const targetRecord =
+    target.record?.data ??
+    restoredRecord(service, target, renderRevision(service, targetName, inputs, options));
   const stable = stableRevision(world, targetName);
   const others = ownChildren(world, 'Deployment')
     .map((each) => each.metadata.name)
@@ -88,7 +98,7 @@ function planSpec(
   const last = lastStatus(world);
   const rollout = decideRollout({
     target,
-    targetGpus: { count: inputs.gpus ?? 0, resource: inputs.gpuResource ?? defaultGpuResource },
+    targetSpec: podSpecOf(targetRecord),
     ...(stable === undefined ? {} : { stable }),
     others,
     replicas: spec.replicas,
@@ -100,7 +110,6 @@ function planSpec(
   });
 
   const records = recordsOf(world);
-  const targetRecord = target.record?.data ?? renderRevision(service, targetName, inputs, options);
   const manifests: AnyObject[] = [
     clusterService(service),
     controllerRevision(service, targetName, targetRecord, nextOrder(records, targetName)),
@@ -108,7 +117,8 @@ function planSpec(
   if (stable?.record !== undefined && stable.name !== targetName)
     manifests.push(controllerRevision(service, stable.name, stable.record.data, stable.record.order));
   for (const [name, replicas] of rollout.replicas) {
-    const data = name === targetName ? targetRecord : stable?.record?.data;
+    const data =
+      name === targetName ? targetRecord : (stable?.record?.data ?? frozenAsItIs(stable?.deployment));
     if (data !== undefined) manifests.push(revisionDeployment(service, name, data, replicas));
   }
 
@@ -139,6 +149,33 @@ function planSpec(
     conflicts.length > 0 ? conflictRequeueMs : Number.POSITIVE_INFINITY,
   );
   return { actions, status, ...(Number.isFinite(requeueAfterMs) ? { requeueAfterMs } : {}) };
+}
+
+/**
+ * The record of a revision whose own was removed by hand: what would be rendered now where that is what runs, and else
+ * what runs. A lost record is no reason to restart pods.
+ */
+function restoredRecord(
+  service: AnyObject,
+  { name, deployment }: RevisionState,
+  rendered: RevisionData,
+): RevisionData {
+  if (deployment === undefined) return rendered;
+  const manifest = stamped(revisionDeployment(service, name, rendered, deployment.spec.replicas));
+  const same =
+    deployment.metadata.annotations?.[appliedAnnotation] ===
+    manifest.metadata.annotations?.[appliedAnnotation];
+  return same ? rendered : { ...rendered, ...frozenAsItIs(deployment) };
+}
+
+function frozenAsItIs(deployment: AnyObject | undefined): Pick<RevisionData, 'deployment'> | undefined {
+  if (deployment === undefined) return undefined;
+  const { replicas: _, ...spec } = deployment.spec;
+  return { deployment: spec };
+}
+
+function podSpecOf({ deployment }: RevisionData): PodSpec {
+  return (deployment as { template?: { spec?: PodSpec } }).template?.spec ?? {};
 }
 
 function settle(live: AnyObject | undefined, wanted: AnyObject): Action[] {

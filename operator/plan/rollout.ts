@@ -3,16 +3,17 @@
  * what is observed of both. Leaves: replica counts and what may go. Pure.
  *
  * The new revision comes up beside the old one, which stays until the new one is ready as a whole. Where the new pods
- * find no GPU because the old ones hold it, waiting would never end: then the old ones make room, one for each that
+ * find no place because the old ones hold it (a GPU, most often), waiting would never end: then the old ones make room, one for each that
  * waits, which is announced in a condition before it begins.
  */
+import { type PodSpec, podRequest } from './capacity.ts';
 import { unschedulable } from './pod-trouble.ts';
 import { isComplete, type RevisionState } from './world.ts';
 
 export interface RolloutInput {
   readonly target: RevisionState;
-  /** GPUs that a pod of the target asks for, and of what resource. */
-  readonly targetGpus: { readonly count: number; readonly resource: string };
+  /** The template of the target's pods. */
+  readonly targetSpec: PodSpec;
   /** The revision that was last ready as a whole; may be the target. */
   readonly stable?: RevisionState;
   /** Revisions that are neither. */
@@ -78,16 +79,19 @@ function heldReplicas(stable: RevisionState, wanted: number): number {
   return Math.min(wanted, stable.deployment?.spec.replicas ?? wanted);
 }
 
-/** Pods of the target that lack GPUs which a pod of the stable revision would free on its node. */
+/** Pods of the target that lack what a pod of the stable revision would free on its node. */
 function stuckPods(input: RolloutInput, stable: RevisionState): { ripe: number; ripeInMs?: number } {
-  const { targetGpus } = input;
-  const stableInputs = stable.record?.data.inputs;
-  const stableResource = stableInputs?.gpuResource ?? defaultGpuResource;
-  const freed = stableResource === targetGpus.resource ? (stableInputs?.gpus ?? 0) : 0;
-  if (targetGpus.count === 0 || freed < targetGpus.count) return { ripe: 0 };
+  const stableSpec: PodSpec = stable.deployment?.spec.template.spec ?? {};
+  const frees = (resource: string) => {
+    const needed = podRequest(input.targetSpec, resource);
+    return needed > 0 && needed <= podRequest(stableSpec, resource);
+  };
   const waits = input.target.pods.flatMap((pod) => {
     const waiting = unschedulable(pod);
-    if (!waiting?.message.includes(`Insufficient ${targetGpus.resource}`)) return [];
+    const lacking = [...(waiting?.message ?? '').matchAll(/Insufficient ([\w./-]*\w)/g)].map(
+      (match) => match[1]!,
+    );
+    if (waiting === undefined || lacking.length === 0 || !lacking.every(frees)) return [];
     return [input.capacityWaitMs - (input.now.getTime() - Date.parse(waiting.since))];
   });
   const later = waits.filter((wait) => wait > 0);
@@ -96,5 +100,3 @@ function stuckPods(input: RolloutInput, stable: RevisionState): { ripe: number; 
     ...(later.length === 0 ? {} : { ripeInMs: Math.min(...later) }),
   };
 }
-
-export const defaultGpuResource = 'nvidia.com/gpu';

@@ -6,7 +6,7 @@ import { ownerReference, revisionLabels } from './labels.ts';
 export function revisionDeployment(
   service: AnyObject,
   name: string,
-  record: RevisionData,
+  record: Pick<RevisionData, 'deployment'>,
   replicas: number,
 ): AnyObject {
   return {
