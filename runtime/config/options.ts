@@ -8,7 +8,8 @@ import { parse as parseYaml } from 'yaml';
 import type { z } from 'zod';
 import { SluiceError } from '../errors.ts';
 
-export type OptionKind = 'string' | 'integer' | 'number' | 'bytes' | 'seconds' | 'boolean' | 'list';
+/** `list` is repeatable and split at commas; `texts` is repeatable and taken as it is. */
+export type OptionKind = 'string' | 'integer' | 'number' | 'bytes' | 'seconds' | 'boolean' | 'list' | 'texts';
 
 export interface Option<S extends z.ZodType = z.ZodType> {
   /** Without the dashes: `model-path`. Also the key in the YAML file. */
@@ -71,6 +72,8 @@ export function readOptions<T extends OptionTable>(table: T, sources: OptionSour
   return Object.freeze(values) as OptionValues<T>;
 }
 
+const isRepeatable = ({ kind }: Option) => kind === 'list' || kind === 'texts';
+
 interface GivenFlag {
   readonly name: string;
   readonly texts: string[];
@@ -122,7 +125,7 @@ function readFlags(table: OptionTable, argv: readonly string[]): Map<string, Giv
     }
     const earlier = given.get(flag);
     if (earlier === undefined) given.set(flag, { name: `--${name}`, texts: [text] });
-    else if (option.kind === 'list') earlier.texts.push(text);
+    else if (isRepeatable(option)) earlier.texts.push(text);
     else
       throw invalid(
         `--${name} ${quote(text)}: given twice (before: ${quote(earlier.texts[0]!)}); give it once, for example --${name} ${option.example}`,
@@ -205,7 +208,7 @@ function readConfigFile(
 }
 
 function convertFileValue(option: Option, value: unknown, label: string): unknown {
-  const items = option.kind === 'list' && Array.isArray(value) ? value : [value];
+  const items = isRepeatable(option) && Array.isArray(value) ? value : [value];
   if (items.some((item) => typeof item === 'object'))
     throw invalid(`${label} ${describe(value)}: the form is ${option.form}, for example ${option.example}`);
   return convert(option, items.map(String), label);
@@ -223,6 +226,7 @@ const byteUnits: Readonly<Record<string, number>> = {
 
 /** Text -> the value before validation; text that has not even the form goes on as it is, for the schema to refuse. */
 function readText(kind: OptionKind, texts: readonly string[]): unknown {
+  if (kind === 'texts') return texts;
   if (kind === 'list') return texts.flatMap((text) => text.split(',')).map((item) => item.trim());
   const text = texts[0]!;
   switch (kind) {
