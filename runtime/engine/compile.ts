@@ -37,6 +37,8 @@ export class CompiledGraph implements Disposable {
       }
       this.session = Session.fromBytes(graph.onnx, {
         intraOpThreads: threads,
+        // What fails is thrown; ORT need not print it too.
+        logSeverity: 4,
         customOps,
         sharedInitializers: shared,
         copiedInitializers: copied,

@@ -5,7 +5,9 @@
 import { availableParallelism } from 'node:os';
 import { type DeviceSelection, planRanks } from '../driver/device.ts';
 import { SluiceError } from '../errors.ts';
+import { shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
+import { planShards } from '../models/shard.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
 import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
@@ -45,6 +47,8 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   const cores = availableParallelism();
   const plan = planRanks(options.devices ?? { kind: 'auto' }, options.threads ?? cores, spec.kvHeads, cores);
   const ranks = plan.devices.length;
+  // Refuses a number of ranks that cannot be before any thread starts.
+  planShards(spec, ranks, shardUnits(spec, checkpoint));
   if (options.maxLength !== undefined && options.maxLength > spec.maxLength) {
     throw new SluiceError(
       'config_invalid',

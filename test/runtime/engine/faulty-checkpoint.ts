@@ -1,0 +1,31 @@
+/** A golden checkpoint whose ranks other than 0 fail when and how the test says. Ranks open it as a module. */
+import { isMainThread } from 'node:worker_threads';
+import type { Checkpoint } from '../../../runtime/weights/checkpoint.ts';
+import { openCheckpoint as open } from '../../../runtime/weights/open.ts';
+
+export interface Fault {
+  readonly path: string;
+  readonly when: 'loading' | 'stepping';
+  readonly how: 'throws' | 'dies';
+  /** int32: 1 once the fault may happen. */
+  readonly armed: SharedArrayBuffer;
+}
+
+export function openCheckpoint({ path, when, how, armed }: Fault): Checkpoint {
+  const words = new Int32Array(armed);
+  const fault = (): void => {
+    if (isMainThread || Atomics.load(words, 0) === 0) return;
+    if (how === 'dies') process.exit(3);
+    throw new Error('the cosine is broken');
+  };
+  if (when === 'loading') fault();
+  else {
+    // Every step asks for cosines.
+    const { cos } = Math;
+    Math.cos = (x) => {
+      fault();
+      return cos(x);
+    };
+  }
+  return open(path);
+}
