@@ -1,0 +1,397 @@
+/**
+ * How a container's program is started, entered and ended. Two ways: in namespaces of its own (mounts at their real
+ * paths, writes to the root file system kept apart, every process ended with the first), or, where the machine does
+ * not allow them, as a plain process group whose mount paths are rewritten in its command line and environment.
+ * In: a command line, an environment, mounts; out: a running process. Must not know pods or the API.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import type { Readable } from 'node:stream';
+import type { Guard } from '../guard.ts';
+
+export type SandboxKind = 'namespaces' | 'user-namespaces' | 'plain';
+
+export interface Mount {
+  /** A file or folder of this machine, free of symbolic links. */
+  readonly source: string;
+  readonly target: string;
+  readonly readOnly: boolean;
+}
+
+export interface LaunchOptions {
+  /** The container's own folder; made here, removed by the caller with removeTree. */
+  readonly folder: string;
+  readonly hostname: string;
+  readonly commandLine: readonly string[];
+  readonly environment: Readonly<Record<string, string>>;
+  readonly workingDirectory: string;
+  readonly mounts: readonly Mount[];
+  readonly readOnlyRoot: boolean;
+  readonly user: { readonly uid: number; readonly gid: number } | undefined;
+}
+
+export interface Exit {
+  /** 128 + n for a program that signal n ended. */
+  readonly code: number;
+  readonly signal: number | undefined;
+}
+
+export interface ExecResult {
+  /** Undefined: ended by the timeout. */
+  readonly code: number | undefined;
+  readonly output: string;
+}
+
+export interface SandboxedProcess {
+  readonly stdout: Readable;
+  readonly stderr: Readable;
+  /** Resolves when every process of the container is gone and its output has been read. */
+  readonly exited: Promise<Exit>;
+  /** To the program itself. */
+  signal(signal: 'SIGTERM' | 'SIGKILL'): void;
+  /** Runs another program beside it, with its environment, user and files. */
+  exec(command: readonly string[], timeoutMs: number): Promise<ExecResult>;
+}
+
+/** The program could not be started: no such program, no such mount. The message is for the pod's status. */
+export class LaunchError extends Error {}
+
+const script = path.join(import.meta.dirname, 'sandbox.sh');
+const execOutputLimit = 10_240;
+const namespaceFlags = ['--mount', '--uts', '--pid', '--fork', '--kill-child'];
+/** For the tools of util-linux, whatever PATH the caller or the container has. */
+const systemPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
+/** Tries the kinds in order of preference on this machine. `folder` is where containers will live. */
+export async function detectSandbox(folder: string, guard: Guard): Promise<Sandbox> {
+  for (const kind of ['namespaces', 'user-namespaces'] as const) {
+    const sandbox = new Sandbox(kind, guard);
+    const trial = await mkdtemp(path.join(folder, 'trial-'));
+    try {
+      const child = await sandbox.launch({
+        folder: trial,
+        hostname: 'trial',
+        commandLine: ['true'],
+        environment: { PATH: systemPath },
+        workingDirectory: '/',
+        mounts: [{ source: trial, target: '/sluice-trial/inner', readOnly: true }],
+        readOnlyRoot: true,
+        user: undefined,
+      });
+      child.stdout.resume();
+      child.stderr.resume();
+      if ((await child.exited).code === 0) return sandbox;
+    } catch (error) {
+      if (!(error instanceof LaunchError)) throw error;
+    } finally {
+      await removeTree(trial);
+    }
+  }
+  return new Sandbox('plain', guard);
+}
+
+export class Sandbox {
+  readonly kind: SandboxKind;
+  readonly #guard: Guard;
+
+  constructor(kind: SandboxKind, guard: Guard) {
+    this.kind = kind;
+    this.#guard = guard;
+  }
+
+  /** Throws LaunchError. */
+  async launch(options: LaunchOptions): Promise<SandboxedProcess> {
+    await mkdir(options.folder, { recursive: true });
+    return this.kind === 'plain' ? this.#launchPlain(options) : await this.#launchInNamespaces(options);
+  }
+
+  async #launchInNamespaces(options: LaunchOptions): Promise<SandboxedProcess> {
+    const inUserNamespace = this.kind === 'user-namespaces';
+    const mounts = options.mounts.map(
+      ({ source, target, readOnly }) => `${readOnly ? 'ro' : 'rw'}\t${source}\t${path.normalize(target)}\n`,
+    );
+    await writeFile(path.join(options.folder, 'mounts'), mounts.join(''));
+    const program = options.commandLine[0]!;
+    const child = spawn(
+      'unshare',
+      [
+        ...(inUserNamespace ? ['--user', '--map-root-user'] : []),
+        ...namespaceFlags,
+        'sh',
+        script,
+        options.folder,
+        options.hostname,
+        options.workingDirectory,
+        options.readOnlyRoot ? 'ro' : 'rw',
+        options.environment.PATH ?? systemPath,
+        program,
+        ...this.#inside(options, options.commandLine),
+      ],
+      {
+        stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+        detached: true,
+        env: {
+          PATH: systemPath,
+          ...(inUserNamespace ? { SANDBOX_OVERLAY_OPTIONS: ',userxattr' } : {}),
+        },
+      },
+    );
+    const exited = this.#watch(child);
+    const innerPid = await awaitStart(child);
+    return {
+      stdout: child.stdout as Readable,
+      stderr: child.stderr as Readable,
+      exited,
+      signal: (signal) => {
+        kill(innerPid, signal);
+        // The whole group, in case the first process is already gone and something still holds on.
+        if (signal === 'SIGKILL') kill(-child.pid!, signal);
+      },
+      exec: (command, timeoutMs) =>
+        runToEnd(
+          'nsenter',
+          [
+            `--target=${innerPid}`,
+            ...(inUserNamespace ? ['--user', '--preserve-credentials'] : []),
+            '--mount',
+            '--uts',
+            '--pid',
+            '--root',
+            '--wd',
+            ...this.#inside(options, command),
+          ],
+          { PATH: systemPath },
+          undefined,
+          timeoutMs,
+        ),
+    };
+  }
+
+  /** The command line that gives a program its user and nothing but its own environment. */
+  #inside(options: LaunchOptions, command: readonly string[]): string[] {
+    const { user } = options;
+    const asUser =
+      user === undefined || this.kind !== 'namespaces'
+        ? []
+        : ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups'];
+    const environment = Object.entries(options.environment).map(([name, value]) => `${name}=${value}`);
+    return [...asUser, 'env', '-i', ...environment, ...command];
+  }
+
+  async #launchPlain(options: LaunchOptions): Promise<SandboxedProcess> {
+    const isRoot = process.getuid?.() === 0;
+    const common = {
+      env: rewriteEnvironment(options.environment, options.mounts),
+      cwd: rewritePaths(options.workingDirectory, options.mounts),
+      ...(isRoot && options.user ? options.user : {}),
+    };
+    const [command, ...args] = options.commandLine.map((word) => rewritePaths(word, options.mounts));
+    const child = spawn(command!, args, { ...common, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
+    const exited = this.#watch(child);
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve);
+      child.once('error', (cause) =>
+        reject(new LaunchError(`exec: "${command}": ${cause.message}`, { cause })),
+      );
+    });
+    return {
+      stdout: child.stdout,
+      stderr: child.stderr,
+      exited,
+      signal: (signal) => kill(-child.pid!, signal),
+      exec: (execCommand, timeoutMs) => {
+        const [execProgram, ...execArgs] = execCommand.map((word) => rewritePaths(word, options.mounts));
+        return runToEnd(execProgram ?? '', execArgs, common.env, common.cwd, timeoutMs);
+      },
+    };
+  }
+
+  #watch(child: ChildProcess): Promise<Exit> {
+    const pid = child.pid;
+    if (pid !== undefined) this.#guard.add('group', pid);
+    return new Promise((resolve) => {
+      let exit: Exit = { code: 128, signal: undefined };
+      child.once('exit', (code, signal) => {
+        exit = toExit(code, signal);
+        // In namespaces nothing is left; a plain group may have stragglers that hold the pipes open.
+        if (pid !== undefined) {
+          kill(-pid, 'SIGKILL');
+          this.#guard.remove('group', pid);
+        }
+      });
+      child.once('close', () => resolve(exit));
+      child.once('error', () => resolve(exit));
+    });
+  }
+}
+
+/**
+ * Replaces mount paths by their sources in one word of a command line or one value of an environment: where a path
+ * begins the word or follows one of = : , and ends there or goes on with a slash.
+ */
+export function rewritePaths(word: string, mounts: readonly Mount[]): string {
+  // The longest first: /models/extra before /models.
+  const ordered = mounts.toSorted((left, right) => right.target.length - left.target.length);
+  let result = '';
+  let rest = word;
+  for (;;) {
+    const mount = ordered.find(
+      ({ target }) =>
+        rest === target || (/^[/:,]/.test(rest.slice(target.length)) && rest.startsWith(target)),
+    );
+    if (mount) {
+      result += mount.source;
+      rest = rest.slice(mount.target.length);
+    }
+    const next = rest.search(/[=:,]/);
+    if (next < 0) return result + rest;
+    result += rest.slice(0, next + 1);
+    rest = rest.slice(next + 1);
+  }
+}
+
+function rewriteEnvironment(
+  environment: Readonly<Record<string, string>>,
+  mounts: readonly Mount[],
+): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(environment).map(([name, value]) => [name, rewritePaths(value, mounts)]),
+  );
+}
+
+/** Reads what sandbox.sh says on descriptor 3; the program's pid as this process counts. Throws LaunchError. */
+async function awaitStart(child: ChildProcess): Promise<number> {
+  const report = child.stdio[3] as Readable;
+  let text = '';
+  let stderr = '';
+  const collect = (chunk: Buffer) => {
+    stderr = (stderr + chunk).slice(-2_000);
+  };
+  child.stderr!.on('data', collect);
+  const innerPid = await new Promise<number>((resolve, reject) => {
+    child.once('error', (cause) => reject(new LaunchError(`unshare: ${cause.message}`, { cause })));
+    report.on('data', (chunk) => {
+      text += chunk;
+      if (/^started$/m.test(text)) resolve(Number(/^pid (\d+)$/m.exec(text)?.[1]));
+    });
+    report.once('close', () =>
+      reject(
+        new LaunchError(/^error (.*)$/m.exec(text)?.[1] ?? (stderr.trim() || 'the sandbox ended early')),
+      ),
+    );
+    report.on('error', () => {});
+  });
+  // Nothing of the program's own output may be lost: what came so far goes back to the stream's front.
+  child.stderr!.off('data', collect);
+  child.stderr!.pause();
+  if (stderr !== '') child.stderr!.unshift(stderr);
+  return innerPid;
+}
+
+function runToEnd(
+  command: string,
+  args: readonly string[],
+  environment: Readonly<Record<string, string>>,
+  directory: string | undefined,
+  timeoutMs: number,
+): Promise<ExecResult> {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: environment,
+      detached: true,
+      ...(directory === undefined ? {} : { cwd: directory }),
+    });
+    let output = '';
+    let timedOut = false;
+    const collect = (chunk: Buffer) => {
+      if (output.length < execOutputLimit) output += chunk;
+    };
+    child.stdout.on('data', collect);
+    child.stderr.on('data', collect);
+    const timer = setTimeout(() => {
+      timedOut = true;
+      if (child.pid !== undefined) kill(-child.pid, 'SIGKILL');
+    }, timeoutMs);
+    child.once('error', (error) => {
+      clearTimeout(timer);
+      resolve({ code: 126, output: error.message });
+    });
+    child.once('exit', (code, signal) => {
+      clearTimeout(timer);
+      // What it left in the background must not be waited for.
+      setTimeout(() => {
+        child.stdout.destroy();
+        child.stderr.destroy();
+      }, 100).unref();
+      const finish = () =>
+        resolve({
+          code: timedOut ? undefined : toExit(code, signal).code,
+          output: output.slice(0, execOutputLimit),
+        });
+      child.once('close', finish);
+    });
+  });
+}
+
+function toExit(code: number | null, signal: NodeJS.Signals | null): Exit {
+  if (signal !== null) {
+    const number = signalNumbers[signal] ?? 9;
+    return { code: 128 + number, signal: number };
+  }
+  return { code: code ?? 128, signal: undefined };
+}
+
+const signalNumbers: Partial<Record<NodeJS.Signals, number>> = {
+  SIGHUP: 1,
+  SIGINT: 2,
+  SIGQUIT: 3,
+  SIGILL: 4,
+  SIGTRAP: 5,
+  SIGABRT: 6,
+  SIGBUS: 7,
+  SIGFPE: 8,
+  SIGKILL: 9,
+  SIGUSR1: 10,
+  SIGSEGV: 11,
+  SIGUSR2: 12,
+  SIGPIPE: 13,
+  SIGALRM: 14,
+  SIGTERM: 15,
+};
+
+function kill(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    // Gone already.
+  }
+}
+
+/** rm -rf that also gets through what an overlay leaves: folders without any permission. */
+export async function removeTree(folder: string): Promise<void> {
+  try {
+    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
+  } catch {
+    await openTree(folder);
+    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+async function openTree(folder: string): Promise<void> {
+  await chmod(folder, 0o700);
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    if (entry.isDirectory()) await openTree(path.join(folder, entry.name));
+  }
+}
+
+/** The text of a small file, at most `limit` bytes; undefined when there is none or it is empty. */
+export async function readSmallFile(file: string, limit: number): Promise<string | undefined> {
+  try {
+    const bytes = await readFile(file);
+    return bytes.length === 0 ? undefined : bytes.subarray(0, limit).toString('utf8');
+  } catch {
+    return undefined;
+  }
+}
