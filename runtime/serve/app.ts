@@ -2,7 +2,12 @@
  * The fastify applications of one server: the API, and /metrics on its own port when one is given. Routes are added here
  * and nowhere else; keys, refusal while shutting down, measuring and error bodies are the same for all of them.
  */
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import Fastify, {
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+} from 'fastify';
 import type { Logger } from 'pino';
 import { SluiceError } from '../errors.ts';
 import { ApiKeys } from './api-keys.ts';
@@ -58,7 +63,8 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
   const { config, metrics } = context;
   const app = Fastify({
     loggerInstance: log,
-    disableRequestLogging: true,
+    // Requests are logged once, when they end, by the hook below.
+    logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: config.maxBodyBytes,
     requestIdHeader: false,
     genReqId: () => crypto.randomUUID(),

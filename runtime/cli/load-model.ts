@@ -1,0 +1,123 @@
+/** A checkpoint's folder -> a backend that the server and `generate` can use. */
+import { availableParallelism } from 'node:os';
+import type { RuntimeConfig } from '../config.ts';
+import { planRanks } from '../driver/device.ts';
+import { SluiceError } from '../errors.ts';
+import { LLM } from '../llm.ts';
+import { parseModel } from '../models/registry.ts';
+import { preflight } from '../preflight.ts';
+import type { SamplingParameters } from '../sampling/parameters.ts';
+import type { Backend, LoadingProgress } from '../serve/backend.ts';
+import { TokenizerPool } from '../tokenizer/pool.ts';
+import type { Checkpoint } from '../weights/checkpoint.ts';
+import { openCheckpoint } from '../weights/open.ts';
+
+export interface LoadModelHooks {
+  onProgress(progress: LoadingProgress): void;
+  onWarning(message: string): void;
+}
+
+/** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
+export async function loadModel(
+  config: RuntimeConfig,
+  modelPath: string,
+  hooks: LoadModelHooks,
+): Promise<Backend> {
+  const source = { path: modelPath, weightPaths: config.weightPath ?? [] };
+  const checkpoint = openCheckpoint(modelPath, source);
+  checkWish(checkpoint, config);
+  const tokenizer = new TokenizerPool(modelPath);
+  const llm = await LLM.load(
+    tokenizer.tokenizer,
+    {
+      checkpoint: source,
+      devices: config.devices,
+      threads: config.threads,
+      maxBatchSize: config.maxBatchSize,
+      maxStepTokens: config.maxBatchInputTokens,
+      maxLength: config.maxLength,
+      blockTokens: config.kvCachePageSize,
+      cacheDir: config.cacheDir,
+    },
+    hooks,
+  );
+  return new LlmBackend(llm, tokenizer, samplingDefaults(checkpoint));
+}
+
+class LlmBackend implements Backend {
+  readonly tokenizer: TokenizerPool;
+  readonly samplingDefaults: Partial<SamplingParameters>;
+  readonly #llm: LLM;
+
+  constructor(llm: LLM, tokenizer: TokenizerPool, defaults: Partial<SamplingParameters>) {
+    this.#llm = llm;
+    this.tokenizer = tokenizer;
+    this.samplingDefaults = defaults;
+  }
+
+  get maxLength() {
+    return this.#llm.info.maxLength;
+  }
+
+  get vocabulary() {
+    return this.#llm.info.vocabulary;
+  }
+
+  get details() {
+    const { architecture, ranks, maxLength, blockCount, kvBytes, weightBytes } = this.#llm.info;
+    return { architecture, ranks, maxLength, kvBlocks: blockCount, kvBytes, weightBytes };
+  }
+
+  generate: Backend['generate'] = (request, signal) => this.#llm.generate(request, signal);
+
+  load() {
+    const { running, waiting, blocksUsed, blocksTotal } = this.#llm.statistics();
+    return {
+      requestsRunning: running,
+      requestsWaiting: waiting,
+      kvBlocksUsed: blocksUsed,
+      kvBlocksTotal: blocksTotal,
+    };
+  }
+
+  failure() {
+    return this.#llm.failure;
+  }
+
+  async close() {
+    await Promise.all([this.#llm.close(), this.tokenizer.close()]);
+  }
+}
+
+/** Throws `checkpoint_unsupported` with everything that stands against running the checkpoint as asked. */
+function checkWish(checkpoint: Checkpoint, config: RuntimeConfig): void {
+  const { spec } = parseModel(checkpoint);
+  const { quantizationEncoding: encoding } = config;
+  const ranks = planRanks(config.devices, config.threads, spec.kvHeads, availableParallelism()).devices
+    .length;
+  const facts = { ...spec, encoding: checkpoint.encoding, weightBytes: checkpoint.weightBytes };
+  const problems = preflight(facts, { ranks, ...(encoding === undefined ? {} : { encoding }) });
+  if (problems.length === 0) return;
+  const wishes = encoding === undefined ? '' : ` with --quantization-encoding ${encoding}`;
+  throw new SluiceError(
+    'checkpoint_unsupported',
+    `${checkpoint.path} cannot be run${wishes}: ${problems.map(({ message }) => message).join('; ')}`,
+  );
+}
+
+/** generation_config.json's names for what a request may leave open. */
+const samplingNames = {
+  temperature: 'temperature',
+  top_p: 'topP',
+  top_k: 'topK',
+  min_p: 'minP',
+  repetition_penalty: 'repetitionPenalty',
+} as const;
+
+function samplingDefaults({ generationConfig }: Checkpoint): Partial<SamplingParameters> {
+  const entries = Object.entries(samplingNames).flatMap(([name, ours]) => {
+    const value = generationConfig[name];
+    return typeof value === 'number' ? [[ours, value] as const] : [];
+  });
+  return Object.fromEntries(entries);
+}
