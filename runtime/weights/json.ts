@@ -5,7 +5,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { SluiceError } from '../errors.ts';
 
 /** Configurations are small; indexes of very large models reach some megabytes. */
-const maxJsonBytes = 64 * 1024 * 1024;
+const maxJsonBytes = 32 * 1024 * 1024;
 
 /** Undefined when the file is not there. Throws SluiceError `checkpoint_invalid`. */
 export function readJsonObject(file: string): Record<string, unknown> | undefined {

@@ -9,8 +9,8 @@ import { SluiceError } from '../errors.ts';
 import type { DenseTensor } from './checkpoint.ts';
 import { duplicateKey } from './json.ts';
 
-/** As the reference implementation has it. */
-const maxHeaderBytes = 100_000_000;
+/** Some hundred times what published checkpoints have; parsing stays within a second and little memory. */
+const maxHeaderBytes = 16_000_000;
 
 const dtypes: Readonly<Record<string, DType>> = {
   F32: 'float32',
