@@ -35,6 +35,8 @@ export interface LeaderOptions {
 
 /** One term. Once over it never comes back, also when the same process leads again. */
 export interface Leadership {
+  /** Grows from one holder to the next: the lease's leaseTransitions. */
+  readonly term: number;
   /** For work: aborts when the term ends, and before, when the process is asked to stop. */
   readonly signal: AbortSignal;
   /** For requests: aborts when the term ends. */
@@ -100,14 +102,14 @@ export class LeaderElector {
         await sleep(clock, retryPeriodMs * (1 + random() * 0.2), signal);
         continue;
       }
-      log.info({ identity }, 'became leader');
+      log.info({ identity, term: term.term }, 'became leader');
       this.#term = term;
       try {
         await this.#serve(term, lead, signal);
       } finally {
         this.#term = undefined;
       }
-      log.info({ identity }, 'stopped leading');
+      log.info({ identity, term: term.term }, 'stopped leading');
       await sleep(clock, retryPeriodMs, signal);
     }
   }
@@ -143,24 +145,22 @@ export class LeaderElector {
     // After the answer: the holder sent what we read before this.
     const readAt = clock.monotonicMs();
     if (signal.aborted) return undefined;
-    const term = new Term(this.#options, readAt, (reason) =>
-      log.error({ identity, reason, holder: this.holder }, 'lost the lease'),
-    );
     const metadata = { namespace, name };
-    let claim: KubeObject = {
-      apiVersion: 'coordination.k8s.io/v1',
-      kind: 'Lease',
-      metadata,
-      spec: this.#claim(0),
-    };
+    let claim: KubeObject = { apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', metadata, spec: {} };
+    let transitions = 0;
     if (lease !== undefined) {
       this.#observe(lease, readAt);
       const spec = specOf(lease);
       const again = spec.holderIdentity === identity;
       const durationMs = (spec.leaseDurationSeconds ?? leaseDurationMs / 1000) * 1000;
       if (spec.holderIdentity && !again && readAt < this.#observed!.at + durationMs) return undefined;
-      claim = { ...lease, spec: { ...spec, ...this.#claim((spec.leaseTransitions ?? 0) + (again ? 0 : 1)) } };
+      claim = lease;
+      transitions = (spec.leaseTransitions ?? 0) + (again ? 0 : 1);
     }
+    claim = { ...claim, spec: { ...claim.spec, ...this.#claim(transitions) } };
+    const term = new Term(this.#options, transitions, readAt, (reason) =>
+      log.error({ identity, term: transitions, reason, holder: this.holder }, 'lost the lease'),
+    );
     let ours = false;
     try {
       ours = await this.#write(term, claim);
@@ -255,6 +255,7 @@ export class LeaderElector {
 }
 
 class Term implements Leadership {
+  readonly term: number;
   readonly #clock: Clock;
   readonly #renewDeadlineMs: number;
   readonly #onLost: (reason: string) => void;
@@ -267,9 +268,11 @@ class Term implements Leadership {
 
   constructor(
     options: { clock: Clock; renewDeadlineMs: number },
+    term: number,
     sentAt: number,
     onLost: (reason: string) => void,
   ) {
+    this.term = term;
     this.#clock = options.clock;
     this.#renewDeadlineMs = options.renewDeadlineMs;
     this.#onLost = onLost;

@@ -30,7 +30,7 @@ export interface ReflectorMetrics {
 }
 
 export interface ReflectorOptions {
-  readonly client: KubeClient;
+  readonly client: Pick<KubeClient, 'list' | 'watch'>;
   readonly type: ResourceType;
   /** Absent: all namespaces. */
   readonly namespace?: string;
@@ -308,14 +308,17 @@ function isOlder(version: string, than: string | undefined): boolean {
 /** Ends the iteration when the signal aborts, also when the source itself does not notice. */
 async function* abortable<T>(source: AsyncIterable<T>, signal: AbortSignal): AsyncGenerator<T, void> {
   const iterator = source[Symbol.asyncIterator]();
-  const aborted = Promise.withResolvers<never>();
-  aborted.promise.catch(() => {});
-  const onAbort = () => aborted.reject(signal.reason);
-  if (signal.aborted) onAbort();
+  // A new promise per step: one that lives as long as the watch would collect a reaction for every event.
+  let interrupt = (_reason: unknown) => {};
+  const onAbort = () => interrupt(signal.reason);
   signal.addEventListener('abort', onAbort, { once: true });
   try {
     while (true) {
-      const next = await Promise.race([iterator.next(), aborted.promise]);
+      signal.throwIfAborted();
+      const step = Promise.withResolvers<IteratorResult<T>>();
+      interrupt = step.reject;
+      iterator.next().then(step.resolve, step.reject);
+      const next = await step.promise;
       if (next.done) return;
       yield next.value;
     }

@@ -269,7 +269,7 @@ test('without its memory of what served, a plan keeps what is seen to serve', ()
   assert.equal(cluster.readyPods, 2);
 });
 
-test('whatever is edited, changed by hand or cut off, it ends settled and never stops serving without saying so', () => {
+test('whatever is edited, changed by hand or cut off, it ends settled', () => {
   const edit = fc.record({
     kind: fc.constant('edit' as const),
     path: fc.constantFrom('/a', '/b', badPath),
