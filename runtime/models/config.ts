@@ -6,6 +6,8 @@ import { z } from 'zod';
 import { SluiceError } from '../errors.ts';
 import type { Activation } from '../graph/ops/elementwise.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
+import type { ModelSpec } from './model.ts';
+import { parseRope, ropeConfig } from './rope.ts';
 
 export const count = z
   .int()
@@ -24,7 +26,11 @@ export const decoderConfig = {
   max_position_embeddings: count,
   rms_norm_eps: z.number().positive().default(1e-6),
   hidden_act: z.string().default('silu'),
+  tie_word_embeddings: z.boolean().default(false),
+  ...ropeConfig,
 };
+
+export type DecoderConfig = z.output<z.ZodObject<typeof decoderConfig>>;
 
 export type CheckpointConfig = Pick<Checkpoint, 'path' | 'config' | 'generationConfig' | 'tensors'>;
 
@@ -119,4 +125,75 @@ export function parseActivation(checkpoint: CheckpointConfig, name: string): Act
     );
   }
   return activation;
+}
+
+export interface SpecChoices {
+  readonly architecture: string;
+  readonly defaultTheta?: number;
+  /** Where there is no head_dim; absent: hidden_size / num_attention_heads. */
+  readonly defaultHeadDim?: number;
+  /** By layer; absent: every layer sees all. */
+  readonly windows?: readonly (number | null)[];
+}
+
+/** The facts of a decoder with the usual keys; architectures change what they do otherwise. Throws SluiceError. */
+export function decoderSpec(
+  checkpoint: CheckpointConfig,
+  config: DecoderConfig,
+  choices: SpecChoices,
+): ModelSpec {
+  const { heads, kvHeads, headDim } = headCounts(checkpoint, {
+    ...config,
+    head_dim: config.head_dim ?? choices.defaultHeadDim,
+  });
+  const rope = parseRope(checkpoint.path, config, {
+    headDim,
+    maxLength: config.max_position_embeddings,
+    defaultTheta: choices.defaultTheta ?? 10_000,
+  });
+  return {
+    architecture: choices.architecture,
+    layers: config.num_hidden_layers,
+    hidden: config.hidden_size,
+    heads,
+    kvHeads,
+    headDim,
+    intermediate: config.intermediate_size,
+    activation: parseActivation(checkpoint, config.hidden_act),
+    vocabulary: config.vocab_size,
+    maxLength: rope.maxLength,
+    rope,
+    attentionScale: headDim ** -0.5,
+    attentionSoftcap: null,
+    windows: choices.windows ?? Array.from({ length: config.num_hidden_layers }, () => null),
+    eosTokenIds: eosTokenIds(checkpoint),
+    tiedEmbeddings: config.tie_word_embeddings,
+  };
+}
+
+const layerTypes = z.array(z.enum(['full_attention', 'sliding_attention'])).nullish();
+
+/** Keys of models that have windows in some layers. */
+export const windowConfig = {
+  sliding_window: count.nullish(),
+  layer_types: layerTypes,
+};
+
+/** The window of each layer: by `layer_types` where it is there, else by the architecture's own rule. */
+export function layerWindows(
+  checkpoint: CheckpointConfig,
+  config: { num_hidden_layers: number; layer_types?: z.output<typeof layerTypes> },
+  window: number | null,
+  slides: (layer: number) => boolean,
+): (number | null)[] {
+  const { num_hidden_layers: layers, layer_types: types } = config;
+  if (types != null && types.length !== layers) {
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `${checkpoint.path}: config.json: layer_types has ${types.length} entries for ${layers} layers`,
+    );
+  }
+  return Array.from({ length: layers }, (_, layer) =>
+    (types == null ? slides(layer) : types[layer] === 'sliding_attention') ? window : null,
+  );
 }

@@ -1,10 +1,16 @@
 /** The architectures that can be served, found by config.json's `architectures`. To add one: a file and a line here. */
 import { SluiceError } from '../errors.ts';
 import type { CheckpointConfig } from './config.ts';
+import { exaone } from './exaone.ts';
+import { granite } from './granite.ts';
 import { llama } from './llama.ts';
+import { mistral } from './mistral.ts';
 import type { Architecture, Model } from './model.ts';
+import { phi3 } from './phi3.ts';
+import { qwen2 } from './qwen2.ts';
+import { qwen3 } from './qwen3.ts';
 
-export const architectures: readonly Architecture[] = [llama];
+export const architectures: readonly Architecture[] = [llama, mistral, qwen2, qwen3, phi3, granite, exaone];
 
 /** Throws SluiceError `checkpoint_unsupported` for an unknown architecture, `checkpoint_invalid` for a wrong one. */
 export function parseModel(checkpoint: CheckpointConfig): Model {

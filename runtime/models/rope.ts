@@ -202,7 +202,8 @@ function yarn(basis: Basis): RopeSpec {
 function longrope(basis: Basis): RopeSpec {
   const { theta, rotaryDim, scaling, maxLength } = basis;
   const original = basis.originalMaxLength ?? maxLength;
-  const stretch = maxLength / original;
+  // Without the original length the factor says how far the context was stretched.
+  const stretch = basis.originalMaxLength === undefined ? (scaling.factor ?? 1) : maxLength / original;
   const attentionFactor =
     scaling.attention_factor ?? (stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original)));
   const base = inverseFrequencies(theta, rotaryDim);

@@ -23,7 +23,19 @@ interface Golden {
   }[];
 }
 
-const cases = ['llama-basic', 'llama3-rope', 'llama-sharded'];
+const cases = [
+  'llama-basic',
+  'llama3-rope',
+  'llama-sharded',
+  'mistral',
+  'qwen2',
+  'qwen2-window',
+  'qwen3',
+  'phi3',
+  'phi3-longrope',
+  'granite',
+  'exaone',
+];
 
 for (const name of cases) {
   const folder = path.join(goldens, name);
