@@ -4,6 +4,7 @@
  * What its containers do is container.ts's, what their states mean pod-status.ts's.
  */
 import { mkdirSync } from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import { type KubeClient, KubeError, resources } from '../../operator/kube/client.ts';
 import type { PodAddressPool } from './addresses.ts';
@@ -222,7 +223,7 @@ export class PodWorker {
     const { spec } = this.#pod;
     const { signal } = this.#stopping;
     mkdirSync(this.#folder, { recursive: true });
-    const shared = spec.hostNetwork === true || !addresses.perPod;
+    const shared = spec.hostNetwork === true || addresses.sharedBecause !== undefined;
     if (shared) {
       const claimed = await ports.claim(this.uid, this.#label, portNumbers(this.#pod), signal, (message) =>
         this.#record({ type: 'Warning', reason: 'PortInUse', message }),
@@ -347,13 +348,15 @@ export class PodWorker {
     const { metadata, spec } = this.#pod;
     const { addresses, allocatable, keyedObjects } = this.#node;
     const hostname = spec.hostname || metadata.name;
+    const user = container.securityContext?.runAsUser ?? spec.securityContext?.runAsUser;
+    const group = container.securityContext?.runAsGroup ?? spec.securityContext?.runAsGroup;
     const environment = await buildEnvironment(container, {
       pod: this.#pod,
       addresses: { podIP: this.#podIP!, hostIP: addresses.hostIP },
       allocatable,
       read: (kind, name) => keyedObjects.readOnce(kind, metadata.namespace!, name),
       base: {
-        HOME: '/',
+        HOME: user === undefined || user === 0 ? os.homedir() : '/',
         ...image.environment,
         HOSTNAME: hostname,
         ...this.#node.environment,
@@ -362,8 +365,6 @@ export class PodWorker {
         ...gpuEnvironment(this.#gpuSlices.get(container.name) ?? []),
       },
     });
-    const user = container.securityContext?.runAsUser ?? spec.securityContext?.runAsUser;
-    const group = container.securityContext?.runAsGroup ?? spec.securityContext?.runAsGroup;
     const expanded = (words: readonly string[] | undefined) =>
       words?.map((word) => expand(word, environment));
     let mounts: LaunchOptions['mounts'];

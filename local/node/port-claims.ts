@@ -27,8 +27,8 @@ export class PortClaims {
         return true;
       }
       onWait(
-        `port ${taken} is used by pod ${this.#claims.get(taken)!.label}: without the right to add addresses to the ` +
-          'loopback interface (run as root) all pods share one address, and each port can have one pod',
+        `port ${taken} is used by pod ${this.#claims.get(taken)!.label}: here pods share the machine's address, and each ` +
+          'port can have one pod (as root, each pod has an address of its own)',
       );
       await new Promise<void>((resolve) => {
         this.#waiters.push(resolve);

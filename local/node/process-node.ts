@@ -73,12 +73,14 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
   // What a predecessor left: its processes ended with it.
   await removeTree(path.join(folder, 'pods'));
 
-  const addresses = await createAddressPool(name, guard, { forceShared: options.sharedAddress === true });
+  const addresses = await createAddressPool(name, guard, {
+    ...(options.sharedAddress ? { sharedBecause: 'asked for' } : {}),
+  });
   const sandbox = await detectSandbox(folder, guard);
-  if (!addresses.perPod) {
+  if (addresses.sharedBecause !== undefined) {
     onMessage(
-      `node ${name}: cannot add addresses to the loopback interface (not root), so all pods have the address ` +
-        `${addresses.hostIP}, and each port can have one pod`,
+      `node ${name}: all pods have the address ${addresses.hostIP}, and each port can have one pod, since addresses ` +
+        `cannot be added to the loopback interface: ${addresses.sharedBecause}`,
     );
   }
   if (sandbox.kind === 'plain') {
