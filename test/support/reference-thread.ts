@@ -12,7 +12,7 @@ export interface ReferenceThreadOptions extends ReferenceEngineOptions {
   readonly loadError?: string;
   /** Loading never ends. */
   readonly loadForever?: boolean;
-  /** A step that runs this token fails, exits the thread, or takes as many milliseconds as the next token says. */
+  /** A step that runs this token fails, exits the thread, or takes 50 ms times the token after it. */
   readonly failAt?: number;
   readonly exitAt?: number;
   readonly sleepAt?: number;
@@ -28,7 +28,7 @@ class FaultyEngine extends ReferenceEngine {
         throw new SluiceError('engine_failed', 'rank 1 is gone');
       if (options.exitAt !== undefined && at.includes(options.exitAt)) process.exit(7);
       const sleep = options.sleepAt === undefined ? -1 : at.indexOf(options.sleepAt);
-      if (sleep >= 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, at[sleep + 1]! * 10);
+      if (sleep >= 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, at[sleep + 1]! * 50);
     }
     super.step(batch, onRow);
   }
