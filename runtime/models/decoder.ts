@@ -27,6 +27,11 @@ export interface AttentionPlaces {
   readonly o: { readonly tensor: string; readonly bias?: string };
   /** What happens to the rank's projections before attention: norms, clips. */
   readonly adjust?: (projections: Projections) => Projections;
+  /**
+   * On a rank without heads: takes part in what `adjust` sums over ranks. Gets a value of the output's shape and
+   * returns one that depends on the sums.
+   */
+  readonly abstain?: (like: Value) => Value;
 }
 
 /** [tokens, heads of the rank * headDim] each. */
@@ -40,7 +45,9 @@ export interface Projections {
 export function attention(graph: RankGraph, name: string, x: Value, places: AttentionPlaces): Value {
   const { hidden, headDim, heads } = graph.spec;
   const { shard } = graph;
-  if (rangeSize(shard.kvHeads) === 0) return graph.reduce(`${name}.sum`, null, x);
+  if (rangeSize(shard.kvHeads) === 0) {
+    return graph.reduce(`${name}.sum`, null, places.abstain?.(x) ?? x);
+  }
   const side = (which: 'q' | 'k' | 'v'): Value => {
     const range = which === 'q' ? shard.heads : shard.kvHeads;
     const rows = { start: range.start * headDim, end: range.end * headDim };

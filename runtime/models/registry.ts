@@ -2,15 +2,29 @@
 import { SluiceError } from '../errors.ts';
 import type { CheckpointConfig } from './config.ts';
 import { exaone } from './exaone.ts';
+import { gemma2 } from './gemma2.ts';
 import { granite } from './granite.ts';
 import { llama } from './llama.ts';
 import { mistral } from './mistral.ts';
 import type { Architecture, Model } from './model.ts';
+import { olmo } from './olmo.ts';
+import { olmo2 } from './olmo2.ts';
 import { phi3 } from './phi3.ts';
 import { qwen2 } from './qwen2.ts';
 import { qwen3 } from './qwen3.ts';
 
-export const architectures: readonly Architecture[] = [llama, mistral, qwen2, qwen3, phi3, granite, exaone];
+export const architectures: readonly Architecture[] = [
+  llama,
+  mistral,
+  phi3,
+  olmo,
+  olmo2,
+  granite,
+  exaone,
+  qwen2,
+  qwen3,
+  gemma2,
+];
 
 /** Throws SluiceError `checkpoint_unsupported` for an unknown architecture, `checkpoint_invalid` for a wrong one. */
 export function parseModel(checkpoint: CheckpointConfig): Model {

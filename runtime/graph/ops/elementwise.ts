@@ -113,3 +113,18 @@ const castOp: Op<{ to: DType }> = {
 export function cast(builder: GraphBuilder, name: string, value: Value, to: DType): Value {
   return value.type.dtype === to ? value : builder.apply(castOp, name, [value], { to });
 }
+
+const inverseSqrtOp: Op<Record<never, never>> = {
+  name: 'inverseSqrt',
+  infer: ([input]) => [input!],
+  emit({ inputs, outputs }, onnx) {
+    const output = outputs[0]!.name;
+    onnx.node('Sqrt', [inputs[0]!.name], [`${output}.root`]);
+    onnx.node('Reciprocal', [`${output}.root`], [output]);
+  },
+};
+
+/** 1 / sqrt(x). */
+export function inverseSqrt(builder: GraphBuilder, name: string, value: Value): Value {
+  return builder.apply(inverseSqrtOp, name, [value], {});
+}

@@ -35,12 +35,15 @@ const cases = [
   'phi3-longrope',
   'granite',
   'exaone',
+  'olmo',
+  'olmo2',
+  'gemma2',
 ];
 
 for (const name of cases) {
   const folder = path.join(goldens, name);
   const golden = JSON.parse(readFileSync(path.join(folder, 'golden.json'), 'utf8')) as Golden;
-  for (const ranks of [1, 2, 3]) {
+  for (const ranks of [1, 2, 3, 5]) {
     test(`${name} on ${ranks} ranks gives transformers' logits`, () => {
       using reference = new ReferenceRanks(openCheckpoint(folder), {
         ranks,
