@@ -1,0 +1,32 @@
+/** Serves the benchmark's requests with Sluice: one JSON line in, one out. Arguments: model, threads, JSON of options. */
+import { createInterface } from 'node:readline';
+import { loadModel } from '../../runtime/cli/load-model.ts';
+import { loadConfig } from '../../runtime/config.ts';
+import { defaultSampling } from '../../runtime/sampling/parameters.ts';
+
+const [model, threads, flags] = process.argv.slice(2) as [string, string, string];
+const argv = ['--model-path', model, '--threads', threads, ...(JSON.parse(flags) as string[])];
+const config = loadConfig({ argv, env: {} });
+const backend = await loadModel(config, model, { onProgress() {}, onWarning: console.error });
+console.log(
+  JSON.stringify({ ready: true, name: 'Sluice', details: JSON.parse(flags).join(' ') || 'defaults' }),
+);
+
+let count = 0;
+for await (const line of createInterface({ input: process.stdin })) {
+  const items = JSON.parse(line) as { prompt: string; maxTokens: number }[];
+  const start = performance.now();
+  await Promise.all(
+    items.map(async ({ prompt, maxTokens }) => {
+      const request = {
+        id: `bench-${count++}`,
+        prompt: backend.tokenizer.tokenizer.encode(prompt),
+        sampling: { ...defaultSampling, temperature: 0, ignoreEos: true, maxTokens },
+        stop: [],
+      };
+      for await (const event of backend.generate(request, new AbortController().signal)) void event;
+    }),
+  );
+  console.log(JSON.stringify({ seconds: (performance.now() - start) / 1000 }));
+}
+process.exit(0);
