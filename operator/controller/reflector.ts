@@ -121,14 +121,16 @@ export class Reflector {
   /** Decides where to go on after an error, and after what delay. */
   #recover(error: unknown): number {
     const { metrics, random, backoff = { baseMs: 500, maxMs: 30_000 } } = this.#options;
+    // Silence took its time already, and is no error where the server sends no bookmarks: events, for one.
+    if (error instanceof IdleWatch) return 0;
     metrics?.failed?.(error);
     const expired = error instanceof KubeError && (error.status === 410 || error.status === 400);
     const first = this.#failures === 0;
     // Not every failure tells what is wrong; only an error about the place itself, or one of ours, makes it useless.
-    if (expired || !(error instanceof KubeError || error instanceof IdleWatch)) this.#position = undefined;
+    if (expired || !(error instanceof KubeError)) this.#position = undefined;
     this.#failures += 1;
     // Falling behind is no sign of an overloaded server, unless it happens again and again.
-    if (first && (expired || error instanceof IdleWatch)) return 0;
+    if (first && expired) return 0;
     const retryAfterMs = error instanceof KubeError ? (error.retryAfterSeconds ?? 0) * 1000 : 0;
     const delayMs = backoffMs(this.#failures - 1, backoff, random);
     // Many were told the same Retry-After: none comes earlier, and not all at once.
