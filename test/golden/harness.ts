@@ -7,6 +7,9 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { createEngine } from '../../runtime/engine/create-engine.ts';
 import type { Engine, StepSlice } from '../../runtime/engine/engine.ts';
+import { parseModel } from '../../runtime/models/registry.ts';
+import type { RopeSpec } from '../../runtime/models/rope.ts';
+import { openCheckpoint } from '../../runtime/weights/open.ts';
 
 export interface GoldenPrompt {
   readonly ids: readonly number[];
@@ -20,6 +23,8 @@ export interface GoldenPrompt {
 
 export interface Golden {
   readonly prompts: readonly GoldenPrompt[];
+  /** Which rotary table a prompt's sequence uses. */
+  readonly rope: RopeSpec;
 }
 
 export function goldenFolder(name: string): string {
@@ -27,7 +32,10 @@ export function goldenFolder(name: string): string {
 }
 
 export function readGolden(name: string): Golden {
-  return JSON.parse(readFileSync(path.join(goldenFolder(name), 'golden.json'), 'utf8')) as Golden;
+  const { prompts } = JSON.parse(readFileSync(path.join(goldenFolder(name), 'golden.json'), 'utf8')) as {
+    prompts: GoldenPrompt[];
+  };
+  return { prompts, rope: parseModel(openCheckpoint(goldenFolder(name))).spec.rope };
 }
 
 export interface GoldenRun {
@@ -63,6 +71,7 @@ class Sequence {
   readonly #prompt: readonly number[];
   readonly #answerLength: number;
   readonly #blocks: readonly number[];
+  readonly #ropeVariant: number;
   /** How many tokens the next chunk may have. */
   readonly #chunk: () => number;
   #position = 0;
@@ -72,11 +81,13 @@ class Sequence {
     answerLength: number,
     vocabulary: number,
     blocks: readonly number[],
+    ropeVariant: number,
     chunk: () => number,
   ) {
     this.#prompt = prompt;
     this.#answerLength = answerLength;
     this.#blocks = blocks;
+    this.#ropeVariant = ropeVariant;
     this.#chunk = chunk;
     this.heard = { logprobs: [], greedy: [], last: new Float32Array(vocabulary) };
   }
@@ -91,7 +102,13 @@ class Sequence {
       left > 0
         ? this.#prompt.slice(this.#position, this.#position + Math.min(left, room, this.#chunk()))
         : [this.heard.greedy.at(-1)!];
-    return { tokens, position: this.#position, blocks: this.#blocks, logits: left > 0 ? 'all' : 'last' };
+    return {
+      tokens,
+      position: this.#position,
+      blocks: this.#blocks,
+      logits: left > 0 ? 'all' : 'last',
+      ropeVariant: this.#ropeVariant,
+    };
   }
 
   take(slice: StepSlice, row: number, logits: Float32Array): void {
@@ -176,6 +193,7 @@ export function checkGolden(engine: Engine, golden: Golden, plan: GoldenPlan): v
         prompt.greedy.length,
         vocabulary,
         blocks,
+        golden.rope.variant(prompt.ids.length),
         chunkSizes(index, plan.chunk),
       );
       running.push({ index, prompt, blocks, sequence });
