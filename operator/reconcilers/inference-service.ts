@@ -135,7 +135,9 @@ function refusalOf(
 ): { reason: string; message: string; retry: boolean } | undefined {
   if (!(error instanceof KubeError)) return undefined;
   const what = `${object.kind} "${object.metadata.name}"`;
-  if (error.status === 400 || error.status === 422)
+  // Server-side apply answers 500 to what has not the form of its schema, before any validation.
+  const misshapen = error.message.includes('failed to create typed patch object');
+  if (error.status === 400 || error.status === 422 || misshapen)
     return { reason: 'TemplateInvalid', message: `${what} is refused: ${error.message}`, retry: false };
   if (error.status === 403)
     return { reason: 'Forbidden', message: `${what} is not allowed: ${error.message}`, retry: true };
