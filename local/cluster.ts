@@ -16,7 +16,7 @@ import { type Child, lastLines, startChild } from './child.ts';
 import { childEnvironment } from './config.ts';
 import { type ControlPlane, startControlPlane } from './control-plane.ts';
 import { startGuard } from './guard.ts';
-import { applyManifests, readManifests, waitForDefinitions } from './manifests.ts';
+import { kubectlApply, readManifests, waitForDefinitions } from './manifests.ts';
 import { runtimeImage } from './node/images.ts';
 import { type ProcessNode, startProcessNode } from './node/process-node.ts';
 import { freePort } from './ports.ts';
@@ -26,6 +26,8 @@ const checkout = path.resolve(import.meta.dirname, '..');
 const operatorNamespace = 'sluice-system';
 /** The one image that the node has, and that the operator gives to services which name none. */
 const runtimeImageName = 'sluice-runtime:local';
+/** For pods when all is stopped: their clients are going too. */
+const podGraceSeconds = 2;
 const operatorTimeoutMs = 60_000;
 
 /** Runs one step; `now` tells what it is at. */
@@ -92,14 +94,14 @@ export async function startCluster(options: ClusterOptions): Promise<Cluster> {
     await step('CustomResourceDefinitions from crds/', async () => {
       const files = globSync('crds/*.yaml', { cwd: checkout }).sort();
       const definitions = files.flatMap((file) => readManifests(path.join(checkout, file)));
-      await applyManifests(client, definitions);
+      await kubectlApply(plane, path.join(checkout, 'crds'), '--server-side');
       await waitForDefinitions(client, definitions, signal);
     });
 
     const nodeUser = plane.kubeconfigFor({ name: 'process-node', groups: ['system:masters'] });
     const nodeClient = createKubeClient({ kubeconfig: nodeUser, userAgent: 'process-node' });
     undo.push(async () => nodeClient.close());
-    const node = await step(`node "local" with ${gpus} pretended GPUs, pods as processes`, () =>
+    const node = await step(`node "local": pods as processes, nvidia.com/gpu: ${gpus} (pretended)`, () =>
       startProcessNode({
         client: nodeClient,
         name: 'local',
@@ -113,7 +115,7 @@ export async function startCluster(options: ClusterOptions): Promise<Cluster> {
         onFailure: logTo(path.join(directory, 'logs', 'process-node.log')),
       }),
     );
-    undo.push(() => node.stop());
+    undo.push(() => node.stop({ graceSeconds: podGraceSeconds }));
 
     const proxy = await startServiceProxy({
       client: nodeClient,

@@ -1,12 +1,19 @@
 /**
- * YAML manifests and the API server: files of several objects, applied in order by server-side apply. Must not know what
- * the objects mean, except that a CRD has to be served before its objects can be.
+ * YAML manifests and the API server: read here, applied by kubectl, waited for. Must not know what the objects mean,
+ * except that a CRD has to be served before its objects can be.
  */
+import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { parseAllDocuments } from 'yaml';
-import { type KubeClient, type KubeObject, type ResourceType, resources } from '../operator/kube/client.ts';
+import { type KubeClient, type KubeObject, resources } from '../operator/kube/client.ts';
 import { SluiceError } from '../runtime/errors.ts';
+import { childEnvironment } from './config.ts';
+import type { ControlPlane } from './control-plane.ts';
+
+const run = promisify(execFile);
 
 /** Throws SluiceError `config_invalid` with the place of the first mistake. */
 export function readManifests(file: string): KubeObject[] {
@@ -22,19 +29,28 @@ export function readManifests(file: string): KubeObject[] {
   return objects;
 }
 
-/** Applies them in order as the field manager `npm-start`; a name, as kubectl prints it, per object. */
-export async function applyManifests(client: KubeClient, objects: readonly KubeObject[]): Promise<string[]> {
-  const names: string[] = [];
-  for (const object of objects) {
-    const type = typeOf(object);
-    const { namespace, name } = object.metadata;
-    const placed = type.namespaced
-      ? { ...object, metadata: { ...object.metadata, namespace: namespace ?? 'default' } }
-      : object;
-    await client.apply(type, placed, { fieldManager: 'npm-start', force: true });
-    names.push(`${type.kind} ${name}`);
+/**
+ * `kubectl apply`, as a user would: what it applies can be edited and applied again the same way. Gives its answer, one
+ * line per object. Throws SluiceError `unavailable` with kubectl's words.
+ */
+export async function kubectlApply(plane: ControlPlane, file: string, ...flags: string[]): Promise<string> {
+  const cache = path.join(plane.directory, 'kubectl-cache');
+  const args = [
+    `--kubeconfig=${plane.kubeconfig}`,
+    `--cache-dir=${cache}`,
+    'apply',
+    ...flags,
+    `--filename=${file}`,
+  ];
+  try {
+    const { stdout } = await run(plane.kubectl, args, { env: childEnvironment() });
+    return stdout.trim();
+  } catch (cause) {
+    const { stderr = '' } = cause as { stderr?: string };
+    throw new SluiceError('unavailable', `kubectl apply -f ${file} failed: ${stderr.trim() || cause}`, {
+      cause,
+    });
   }
-  return names;
 }
 
 /** Resolves when the API server serves the kinds that these CRDs define. */
@@ -57,18 +73,4 @@ export async function waitForDefinitions(
       await sleep(100);
     }
   }
-}
-
-function typeOf(object: KubeObject): ResourceType {
-  const known = Object.values(resources).find(
-    ({ group, version, kind }) =>
-      kind === object.kind && object.apiVersion === (group === '' ? version : `${group}/${version}`),
-  );
-  if (known === undefined) {
-    throw new SluiceError(
-      'config_invalid',
-      `${object.apiVersion} ${object.kind}: not a kind that npm start applies`,
-    );
-  }
-  return known;
 }

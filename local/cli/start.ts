@@ -4,10 +4,11 @@
  */
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { KubeObject } from '../../operator/kube/client.ts';
 import { SluiceError } from '../../runtime/errors.ts';
 import { type Cluster, startCluster } from '../cluster.ts';
 import { startedByNpm } from '../config.ts';
-import { applyManifests, readManifests } from '../manifests.ts';
+import { kubectlApply, readManifests } from '../manifests.ts';
 import { help, parseStartOptions } from './options.ts';
 import { createReport, type Report } from './report.ts';
 import { waitUntilServed } from './served.ts';
@@ -15,6 +16,7 @@ import { welcome } from './welcome.ts';
 
 /** Relative paths in examples, and the process node, start from here. */
 const checkout = path.resolve(import.meta.dirname, '../..');
+const example = 'examples/tiny.yaml';
 const parentCheckMs = 1_000;
 
 async function main(report: Report): Promise<number> {
@@ -56,13 +58,16 @@ async function main(report: Report): Promise<number> {
 }
 
 async function serveExample(cluster: Cluster, report: Report, signal: AbortSignal) {
-  const file = 'examples/tiny.yaml';
-  const objects = readManifests(path.join(checkout, file));
-  await report.step(`${file} applied`, () => applyManifests(cluster.client, objects));
-  const { namespace = 'default', name } = objects.find(({ kind }) => kind === 'InferenceService')!.metadata;
+  const file = path.join(checkout, example);
+  await report.step(`kubectl apply -f ${example}`, () => kubectlApply(cluster.plane, file));
+  const { namespace = 'default', name } = readManifests(file).find(isInferenceService)!.metadata;
   return report.step(`InferenceService ${namespace}/${name} is Ready and answers`, (now) =>
     waitUntilServed(cluster, { namespace, name }, now, signal),
   );
+}
+
+function isInferenceService({ kind }: KubeObject): boolean {
+  return kind === 'InferenceService';
 }
 
 function stopOnSignals(interrupted: AbortController, report: Report): void {

@@ -9,11 +9,8 @@ export function welcome({ plane, operator }: Cluster, { service, url, model }: S
   const { namespace, name } = service;
   const kubectl = onPath('kubectl') ? 'kubectl' : plane.kubectl;
   const inNamespace = namespace === 'default' ? '' : ` -n ${namespace}`;
-  const request = JSON.stringify({
-    model,
-    stream: true,
-    messages: [{ role: 'user', content: 'Who are you?' }],
-  });
+  const messages = [{ role: 'user', content: 'Who are you?' }];
+  const request = JSON.stringify({ model, stream: true, temperature: 0, messages });
   return `
 Ask the model:
 
@@ -27,7 +24,7 @@ Logs         ${path.dirname(operator.logFile)}
 In another terminal:
 
   export KUBECONFIG=${plane.kubeconfig}
-  ${kubectl} get inferenceservices,pods${inNamespace}
+  ${kubectl} get${inNamespace} inferenceservices,pods
   ${kubectl} logs${inNamespace} -l sluice.dev/service=${name}
   ${kubectl} scale${inNamespace} inferenceservice ${name} --replicas=2
   ${kubectl} delete${inNamespace} inferenceservice ${name}
