@@ -84,6 +84,10 @@ class LlmBackend implements Backend {
     return this.#llm.failure;
   }
 
+  silentMs() {
+    return this.#llm.silentMs();
+  }
+
   async close() {
     await Promise.all([this.#llm.close(), this.tokenizer.close()]);
   }

@@ -36,7 +36,11 @@ export async function serve(argv: readonly string[]): Promise<void> {
     endOnSignals(server, config, log);
     if (config.modelPath === undefined)
       log.warn({ modelPath }, 'no --model-path: serving the small demo model that comes with Sluice');
-    log.info({ url: server.url, version: packageVersion }, 'listening; the model is loading');
+    const { url, metricsUrl } = server;
+    log.info(
+      { url, ...(metricsUrl === url ? {} : { metricsUrl }), version: packageVersion },
+      'listening; the model is loading',
+    );
     const view = process.stdout.isTTY
       ? progressBar(process.stdout)
       : progressLines((phase, percent) => log.info({ phase, percent }, 'loading'));
@@ -51,7 +55,7 @@ export async function serve(argv: readonly string[]): Promise<void> {
     view.end();
     server.ready(backend);
     const seconds = Number(((performance.now() - startedMs) / 1000).toFixed(1));
-    log.info({ url: server.url, models: servedNames, seconds, ...backend.details }, 'ready');
+    log.info({ url, models: servedNames, seconds, ...backend.details }, 'ready');
   } catch (error) {
     // The line that tells why must be the last.
     flush();

@@ -62,7 +62,9 @@ function registerMetrics(app: FastifyInstance, { metrics }: ServerContext): void
 function createBase(context: ServerContext, log: Logger): FastifyInstance {
   const { config, metrics } = context;
   const app = Fastify({
-    loggerInstance: log,
+    // The framework's own news are no news; requests get children of the program's log.
+    loggerInstance: log.child({}, { level: 'warn' }),
+    childLoggerFactory: (_logger, bindings, options) => log.child(bindings, options),
     // Requests are logged once, when they end, by the hook below.
     logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: config.maxBodyBytes,
@@ -86,8 +88,9 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
   });
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
+    // Comes also when the client has gone, unlike the framework's own hook.
+    reply.raw.once('close', () => measure(request, reply));
   });
-  app.addHook('onResponse', async (request, reply) => measure(request, reply));
   app.setErrorHandler((error, request, reply) => sendError(request, reply, error));
   app.setNotFoundHandler((request) => {
     throw new NotFound(`${request.method} ${request.url.split('?', 1)[0]}: no such path`);

@@ -22,6 +22,8 @@ export interface Backend {
   load(): LoadSnapshot;
   /** The reason why the engine can never answer again; undefined while it lives. */
   failure(): Error | undefined;
+  /** How long an engine with work has given no sign of life. */
+  silentMs(): number;
   close(): Promise<void>;
 }
 

@@ -5,6 +5,9 @@
 import { SluiceError } from '../errors.ts';
 import type { Backend, LoadingProgress } from './backend.ts';
 
+/** No step takes so long: an engine that is silent for longer hangs. */
+const hungMs = 300_000;
+
 export type Phase = 'loading' | 'ready' | 'draining' | 'refusing';
 
 export class Lifecycle {
@@ -60,8 +63,11 @@ export class Lifecycle {
     return this.#backend === undefined ? this.#progress : undefined;
   }
 
-  /** The engine's end, which only a restart mends. */
+  /** Why only a restart can mend the engine; undefined while it lives. */
   failure(): Error | undefined {
+    const silentMs = this.#backend?.silentMs() ?? 0;
+    if (silentMs > hungMs)
+      return new Error(`it has given no sign of life for ${Math.floor(silentMs / 1000)} s`);
     return this.#backend?.failure();
   }
 

@@ -20,6 +20,7 @@ export class ScriptedBackend implements Backend {
   readonly requests: GenerationRequest[] = [];
   running = 0;
   broken: Error | undefined;
+  silence = 0;
   script: Script;
 
   constructor(script: Script = saying('Hello')) {
@@ -47,6 +48,10 @@ export class ScriptedBackend implements Backend {
 
   failure() {
     return this.broken;
+  }
+
+  silentMs() {
+    return this.silence;
   }
 
   close() {
