@@ -6,8 +6,7 @@
  * In: Services and EndpointSlices. Out: where each is reached. Must not know what is served.
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
-import { type KubeClient, type KubeObject, resources } from '../operator/kube/client.ts';
-import { follow } from './follow.ts';
+import { type KubeClient, type KubeObject, type ResourceType, resources } from '../operator/kube/client.ts';
 import type { Guard } from './guard.ts';
 import {
   addLoopbackAddress,
@@ -15,6 +14,7 @@ import {
   removeLoopbackAddress,
   removeStaleLoopbackAddresses,
 } from './loopback.ts';
+import { follow } from './node/follow.ts';
 import { freePort } from './ports.ts';
 import { type Endpoint, type ServicePort, servicePorts } from './service-endpoints.ts';
 
@@ -46,8 +46,8 @@ export async function startServiceProxy(options: ServiceProxyOptions): Promise<S
   /** Of Services that are gone: their connections still need the address. */
   const draining = new Set<Forwarder>();
   const addresses = new ClusterAddresses(guard);
-  let services: ReadonlyMap<string, KubeObject> = new Map();
-  let slices: ReadonlyMap<string, KubeObject> = new Map();
+  const services = new Map<string, KubeObject>();
+  const slices = new Map<string, KubeObject>();
 
   /** One at a time, and once more when something changed meanwhile. */
   let running: Promise<void> | undefined;
@@ -102,24 +102,23 @@ export async function startServiceProxy(options: ServiceProxyOptions): Promise<S
     return new Forwarder('127.0.0.1', hostPort);
   };
 
-  const followServices = follow({
-    client,
-    type: resources.services,
-    signal: abort.signal,
-    onChange: (objects) => {
-      services = objects;
-      changeSeen();
-    },
-  });
-  const followSlices = follow({
-    client,
-    type: resources.endpointSlices,
-    signal: abort.signal,
-    onChange: (objects) => {
-      slices = objects;
-      changeSeen();
-    },
-  });
+  const mirror = (type: ResourceType, objects: Map<string, KubeObject>) =>
+    follow(client, type, {
+      signal: abort.signal,
+      onList: (list) => {
+        objects.clear();
+        for (const object of list) objects.set(keyOf(object), object);
+        changeSeen();
+      },
+      onEvent: (event, object) => {
+        if (event === 'DELETED') objects.delete(keyOf(object));
+        else objects.set(keyOf(object), object);
+        changeSeen();
+      },
+      // It is tried again, and meanwhile all stays as it is.
+      onFailure: () => {},
+    });
+  const mirrors = [mirror(resources.services, services), mirror(resources.endpointSlices, slices)];
 
   return {
     hostPortsBecause,
@@ -131,7 +130,7 @@ export async function startServiceProxy(options: ServiceProxyOptions): Promise<S
     },
     async stop() {
       abort.abort();
-      await Promise.all([followServices, followSlices, running]);
+      await Promise.all([...mirrors, running]);
       for (const forwarder of [...forwarders.values(), ...draining]) forwarder.destroy();
       await addresses.keep(new Set(), onMessage);
     },
@@ -262,4 +261,8 @@ function listenProblem(host: string, port: number): Promise<string | undefined> 
     server.once('error', (error) => resolve(error.message));
     server.listen({ host, port, exclusive: true }, () => server.close(() => resolve(undefined)));
   });
+}
+
+function keyOf({ metadata }: KubeObject): string {
+  return `${metadata.namespace}/${metadata.name}`;
 }
