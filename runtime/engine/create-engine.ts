@@ -37,6 +37,10 @@ export interface EngineOptions {
   readonly cacheDir?: string | undefined;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly onWarning?: (message: string) => void;
+  /**
+   * Called once when the engine has failed between steps: a rank's thread has ended. Without it the next step says so.
+   */
+  readonly onFailure?: (error: SluiceError) => void;
 }
 
 /** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
@@ -78,9 +82,14 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     logits: new SharedArrayBuffer(logitTileRows * spec.vocabulary * 4),
   };
   const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);
-  const threads = Array.from({ length: ranks - 1 }, (_, index) =>
-    startRank({ collective: shared, rank: index + 1, load }),
-  );
+  let engine: RankedEngine | undefined;
+  const threads = Array.from({ length: ranks - 1 }, (_, index) => {
+    const rank = index + 1;
+    return startRank({ collective: shared, rank, load }, () => {
+      const error = engine?.rankEnded(rank);
+      if (error !== undefined) options.onFailure?.(error);
+    });
+  });
   try {
     const loaded = await loadRank(load, 0, collective, options);
     const others = await Promise.all(threads.map((thread) => thread.loaded));
@@ -108,7 +117,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       kvBytes: pool.blockCount * blockBytes,
       weightBytes: checkpoint.weightBytes,
     };
-    const engine = new RankedEngine(info, limits, rank, collective, threads, load.logits);
+    engine = new RankedEngine(info, limits, rank, collective, threads, load.logits);
     engine.warmUp();
     options.onProgress?.({ phase: 'warmup', done: 1, total: 1 });
     return engine;
@@ -200,15 +209,27 @@ class RankedEngine implements Engine {
         }
       });
     } catch (error) {
-      this.#state = 'failed';
       const reason = (error as Error).message;
-      this.#collective.fail(reason);
-      // They see the failure and end; this is for one that cannot. What they hold ends with them.
-      for (const thread of this.#threads) thread.terminate();
-      this.#rank.close();
+      this.#fail(reason);
       if (error instanceof SluiceError && error.code === 'engine_failed') throw error;
       throw new SluiceError('engine_failed', `a step failed: ${reason}`, { cause: error });
     }
+  }
+
+  /** What it means that a rank's thread has ended: nothing after a close or a failure that is known already. */
+  rankEnded(rank: number): SluiceError | undefined {
+    if (this.#state !== 'running') return undefined;
+    const error = new SluiceError('engine_failed', `rank ${rank}: its thread has died`);
+    this.#fail(error.message);
+    return error;
+  }
+
+  #fail(reason: string): void {
+    this.#state = 'failed';
+    this.#collective.fail(reason);
+    // They see the failure and end; this is for one that cannot. What they hold ends with them.
+    for (const thread of this.#threads) thread.terminate();
+    this.#rank.close();
   }
 
   #noteRows({ slices }: StepBatch): void {

@@ -26,7 +26,8 @@ export interface RankThread {
   terminate(): void;
 }
 
-export function startRank(data: RankThreadData): RankThread {
+/** `onEnd` is called when the thread has ended, for whatever reason, after it had loaded. */
+export function startRank(data: RankThreadData, onEnd: () => void): RankThread {
   // The extension is .ts in the checkout and .js in the package.
   const file = `./rank-worker${path.extname(import.meta.filename)}`;
   const worker = new Worker(new URL(file, import.meta.url), { workerData: data });
@@ -40,8 +41,9 @@ export function startRank(data: RankThreadData): RankThread {
     worker.once('error', (error) => fail('engine_failed', `rank ${data.rank}: ${error.message}`, error));
     worker.once('exit', (code) => fail('engine_failed', `rank ${data.rank} ended while loading (${code})`));
   });
-  // A rank that fails later is noticed by the others, at the next step.
-  loaded.catch(() => {});
-  loaded.finally(() => worker.unref()).catch(() => {});
+  loaded.then(
+    () => worker.once('exit', onEnd).unref(),
+    () => {},
+  );
   return { loaded, terminate: () => void worker.terminate() };
 }

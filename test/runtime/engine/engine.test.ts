@@ -151,6 +151,27 @@ for (const how of ['throws', 'dies'] as const) {
   });
 }
 
+test('a rank that dies between steps is told at once, and once', async () => {
+  const armed = new SharedArrayBuffer(4);
+  const failures: SluiceError[] = [];
+  const told = Promise.withResolvers<void>();
+  const engine = await open({
+    checkpoint: faulty({ when: 'idling', how: 'dies' }, armed),
+    onFailure: (error) => {
+      failures.push(error);
+      told.resolve();
+    },
+  });
+  new Int32Array(armed)[0] = 1;
+  Atomics.notify(new Int32Array(armed), 0);
+  await told.promise;
+  const good = batch({ tokens: ids(5), position: 0, blocks: [0], logits: 'last' });
+  assert.throws(() => step(engine, good), hasCode('engine_failed', /the engine is failed/));
+  engine.close();
+  assert.equal(failures.length, 1);
+  assert.match(failures[0]!.message, /rank 1: its thread has died/);
+});
+
 test('closing an engine ends its threads', async () => {
   const threads = (): number => readdirSync('/proc/self/task').length;
   const until = async (reached: () => boolean): Promise<void> => {

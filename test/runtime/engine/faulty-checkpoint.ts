@@ -5,7 +5,7 @@ import { openCheckpoint as open } from '../../../runtime/weights/open.ts';
 
 export interface Fault {
   readonly path: string;
-  readonly when: 'loading' | 'stepping';
+  readonly when: 'loading' | 'stepping' | 'idling';
   readonly how: 'throws' | 'dies';
   /** int32: 1 once the fault may happen. */
   readonly armed: SharedArrayBuffer;
@@ -19,7 +19,16 @@ export function openCheckpoint({ path, when, how, armed }: Fault): Checkpoint {
     throw new Error('the cosine is broken');
   };
   if (when === 'loading') fault();
-  else {
+  else if (when === 'idling') {
+    // A follower that waits for a broadcast sleeps in Atomics.wait.
+    const { wait } = Atomics;
+    Atomics.wait = ((array: Int32Array, index: number, value: number, timeout?: number) => {
+      if (timeout !== Number.POSITIVE_INFINITY || isMainThread) return wait(array, index, value, timeout);
+      const woken = wait(array, index, value, 50);
+      fault();
+      return woken;
+    }) as typeof Atomics.wait;
+  } else {
     // Every step asks for cosines.
     const { cos } = Math;
     Math.cos = (x) => {
