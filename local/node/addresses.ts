@@ -3,7 +3,7 @@
  * (10.244.x.y/32), which no other machine can reach; otherwise all pods have the machine's own address and must not
  * want the same port. The kernel decides who has an address, so that nodes of several programs do not collide.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomInt } from 'node:crypto';
 import os from 'node:os';
 import { SluiceError } from '../../runtime/errors.ts';
 import type { Guard } from '../guard.ts';
@@ -56,7 +56,8 @@ export async function createAddressPool(
   await removeStaleLoopbackAddresses();
   const taken = new Set<string>();
   const subnet = createHash('sha256').update(nodeName).digest()[0]!;
-  let next = 0;
+  // Not where a node of the same name, killed a moment ago, began: its guard may be cleaning up.
+  let next = randomInt(254);
   const take = async () => {
     for (let attempt = 0; attempt < 256 * 254; attempt++) {
       const index = next++;

@@ -127,6 +127,11 @@ export class Container {
     };
   }
 
+  /** It has been asked to end for good. */
+  get isStopping(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
   /** Of the run that is on or was the last; `previous`: of the one before. */
   log(previous: boolean): ContainerLog | undefined {
     return previous ? this.#previousLog : this.#log;

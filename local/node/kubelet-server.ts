@@ -72,7 +72,7 @@ function answer(request: IncomingMessage, response: ServerResponse, findLog: Log
     );
   } else {
     const log = findLog({ namespace, pod, container, previous: url.searchParams.get('previous') === 'true' });
-    if ('missing' in log) refuse(404, log.missing);
+    if ('missing' in log) refuse(400, log.missing);
     else sendLog(log, url.searchParams, response);
   }
 }

@@ -62,6 +62,8 @@ function computePhase(state: PodState): NonNullable<PodStatus['phase']> {
 }
 
 const ours = ['PodReadyToStartContainers', 'Initialized', 'ContainersReady', 'Ready'];
+/** The scheduler's, which a pod that was bound by hand does not have. */
+const scheduled = 'PodScheduled';
 
 function computeConditions(state: PodState, phase: string): PodCondition[] {
   const existing = state.pod.status?.conditions ?? [];
@@ -112,6 +114,9 @@ function computeConditions(state: PodState, phase: string): PodCondition[] {
   };
 
   const result = existing.filter((condition) => !ours.includes(condition.type));
+  if (!result.some(({ type }) => type === scheduled)) {
+    result.push({ type: scheduled, status: 'True', lastProbeTime: null, lastTransitionTime: state.now });
+  }
   for (const type of ours) {
     const before = existing.find((condition) => condition.type === type);
     const condition = computed[type]!;

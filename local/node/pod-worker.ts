@@ -16,7 +16,7 @@ import { type GpuPool, gpuEnvironment, gpuResource } from './gpus.ts';
 import { commandLine, type Image, type ImageTable } from './images.ts';
 import type { KeyedObjects } from './keyed-objects.ts';
 import { computePodStatus, isSidecar } from './pod-status.ts';
-import type { ContainerSpec, Pod } from './pod-types.ts';
+import type { ContainerSpec, Pod, SecurityContext } from './pod-types.ts';
 import type { PortClaims } from './port-claims.ts';
 import { type LaunchOptions, removeTree, type Sandbox } from './sandbox.ts';
 import { inspectFields } from './supported-fields.ts';
@@ -121,8 +121,16 @@ export class PodWorker {
     this.#stop(graceSeconds);
   }
 
-  log(container: string, previous: boolean): ContainerLog | undefined {
-    return this.#containers.find(({ name }) => name === container)?.log(previous);
+  /** Or why there is none. */
+  log(containerName: string, previous: boolean): ContainerLog | { readonly missing: string } {
+    const where = `container "${containerName}" in pod "${this.#pod.metadata.name}"`;
+    const container = this.#containers.find(({ name }) => name === containerName);
+    const log = container?.log(previous);
+    if (log) return log;
+    if (previous) return { missing: `previous terminated ${where} not found` };
+    const state = container?.status.state;
+    const reason = state && 'waiting' in state ? state.waiting.reason : 'ContainerCreating';
+    return { missing: `${where} is waiting to start: ${reason}` };
   }
 
   isNamed(namespace: string, name: string): boolean {
@@ -159,7 +167,7 @@ export class PodWorker {
         ? undefined
         : setTimeout(
             () => this.#exceedDeadline(),
-            Math.min(Date.parse(this.#startTime) + deadlineSeconds * 1000 - Date.now(), 2 ** 31 - 1),
+            Math.max(0, Date.parse(this.#startTime) + deadlineSeconds * 1000 - Date.now()),
           );
     try {
       if (!(await this.#prepare())) return;
@@ -180,15 +188,39 @@ export class PodWorker {
       const fields = unsupported.map((field) => `spec.${field}`).join(', ');
       return this.#fail('UnsupportedField', `a process node does not support ${fields}`);
     }
-    if (warned.length > 0) {
-      const fields = warned.map((field) => `spec.${field}`).join(', ');
+    const notEnforced = [...warned, ...this.#usersThatCannotBe()];
+    if (notEnforced.length > 0) {
+      const fields = notEnforced.map((field) => `spec.${field}`).join(', ');
       this.#record({
         type: 'Warning',
         reason: 'NotEnforced',
         message: `a process node accepts but does not enforce ${fields}`,
       });
     }
+    if (this.#node.sandbox.kind === 'plain' && spec.volumes?.length) {
+      this.#record({
+        type: 'Warning',
+        reason: 'NoMountNamespace',
+        message:
+          'this machine allows no mount namespaces: volumes are not at their mount paths, which are replaced by ' +
+          'the paths of their folders in command lines and environments',
+      });
+    }
     return this.#allocateGpus();
+  }
+
+  /** runAsUser and runAsGroup where this program may not change users. */
+  #usersThatCannotBe(): string[] {
+    if (this.#node.sandbox.kind !== 'user-namespaces' && process.getuid?.() === 0) return [];
+    const { spec } = this.#pod;
+    const isSet = (context: SecurityContext | undefined) =>
+      context?.runAsUser !== undefined || context?.runAsGroup !== undefined;
+    return [
+      ...(isSet(spec.securityContext) ? ['securityContext.runAsUser'] : []),
+      ...spec.containers.flatMap(({ securityContext }, index) =>
+        isSet(securityContext) ? [`containers[${index}].securityContext.runAsUser`] : [],
+      ),
+    ];
   }
 
   #allocateGpus(): boolean {

@@ -99,10 +99,7 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
     requireClientCertificate: options.authority !== undefined,
     findLog: ({ namespace, pod, container, previous }) => {
       const worker = [...workers.values()].find((candidate) => candidate.isNamed(namespace, pod));
-      const log = worker?.log(container, previous);
-      if (log) return log;
-      const which = previous ? 'previous terminated container' : 'container';
-      return { missing: `${which} "${container}" in pod "${pod}" not found` };
+      return worker?.log(container, previous) ?? { missing: `pod "${pod}" is not known to node ${name}` };
     },
   });
 

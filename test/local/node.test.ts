@@ -460,13 +460,8 @@ describe('process node', { concurrency: 3 }, () => {
       phase: 'Succeeded',
       exitCode: 0,
     },
-    {
-      name: 'dies of a signal',
-      policy: 'Never',
-      script: 'kill -SEGV $(sh -c "echo \\$PPID"); sleep 1',
-      phase: 'Failed',
-      exitCode: undefined,
-    },
+    // The first process of a pid namespace, as in any container: abort's second try is an illegal instruction.
+    { name: 'dies of a signal', policy: 'Never', script: undefined, phase: 'Failed', exitCode: 139 },
   ] as const;
   for (const [index, { name, policy, script, phase, exitCode }] of endings.entries()) {
     test(`a pod with restartPolicy ${policy} that ${name} is ${phase}`, async (t) => {
@@ -475,7 +470,7 @@ describe('process node', { concurrency: 3 }, () => {
         restartPolicy: policy,
         volumes: [{ name: 's', emptyDir: {} }],
         containers: [
-          exitCode === undefined
+          script === undefined
             ? program('main', 'process.abort()', { volumeMounts: [{ name: 's', mountPath: '/s' }] })
             : shell('main', script, { volumeMounts: [{ name: 's', mountPath: '/s' }] }),
         ],
@@ -483,8 +478,7 @@ describe('process node', { concurrency: 3 }, () => {
       const pod = await pods.untilPhase(`ending-${index}`, phase);
       const { state } = containerOf(pod, 'main');
       assert('terminated' in state);
-      if (exitCode === undefined) assert.equal(state.terminated.exitCode, 134);
-      else assert.equal(state.terminated.exitCode, exitCode);
+      assert.equal(state.terminated.exitCode, exitCode);
       assert.equal(conditionOf(pod, 'Ready'), 'False');
     });
   }
