@@ -11,7 +11,7 @@ import { exponential } from './exponential.ts';
 import { Nucleus } from './nucleus.ts';
 import type { SamplingParameters } from './parameters.ts';
 import { uniform } from './random.ts';
-import { TopList } from './top-list.ts';
+import { nextAbove, TopList } from './top-list.ts';
 
 export interface Sampled {
   readonly id: number;
@@ -109,12 +109,9 @@ export class Sampler {
 export function mostLikely(logits: Float32Array): number {
   let best = -1;
   let max = Number.NEGATIVE_INFINITY;
-  for (let id = 0; id < logits.length; id++) {
-    const logit = logits[id]!;
-    if (logit > max) {
-      max = logit;
-      best = id;
-    }
+  for (let id = nextAbove(logits, 0, max); id < logits.length; id = nextAbove(logits, id + 1, max)) {
+    best = id;
+    max = logits[id]!;
   }
   if (best < 0) throw notNumbers();
   return best;

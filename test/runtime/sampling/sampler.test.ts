@@ -97,7 +97,7 @@ describe('TopList', () => {
     });
     fc.assert(
       fc.property(values, fc.integer({ min: 0, max: 20 }), (logits, count) => {
-        const list = new TopList(40);
+        const list = new TopList(20);
         list.fill(Float32Array.from(logits), count);
         const expected = logits
           .map((logit, id) => ({ id, logit }))
