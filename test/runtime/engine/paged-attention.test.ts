@@ -332,3 +332,56 @@ test('copying a block copies the first rows of every layer and no more', () => {
     }
   }
 });
+
+test('a pool beyond 4 GiB lies in several memories and its far ends work', () => {
+  const shape = { heads: 2, kvHeads: 2, headDim: 128, rotaryDim: 0, window: 0, softcap: 0, scale: 0.1 };
+  const blockTokens = 256;
+  const blockCount = 3000;
+  const capacity = limits(1, 512, blockTokens);
+  const attention = new PagedAttention({
+    layers: [shape, shape, shape],
+    blockTokens,
+    blockCount,
+    dtype: 'float32',
+    maxStepTokens,
+    planWords: planCapacity(capacity),
+  });
+  assert.ok(attention.kvBytes > 4 * 2 ** 30);
+  const next = random(5);
+  const width = shape.heads * shape.headDim;
+  const plan = new Int32Array(planCapacity(capacity));
+  const begin = (position: number, count: number, block: number): void => {
+    const slice = { tokens: new Array(count).fill(0), position, blocks: [block], logits: 'none' as const };
+    attention.begin(plan.subarray(0, writePlan([slice], blockTokens, plan)), new Float32Array(0));
+  };
+  const put = (layer: number, from: readonly Float32Array[]): void => {
+    const { q, k, v } = attention.buffers(layer);
+    for (const [index, buffer] of [q, k, v].entries()) buffer.set(from[index]!);
+  };
+  // Two tokens in the first and the last block of every layer, all different; then a third that attends to them.
+  const places = [0, 1, 2].flatMap((layer) => [0, blockCount - 1].map((block) => ({ layer, block })));
+  const stored = places.map(() => [0, 1, 2].map(() => rows(next, 2 * width)));
+  const third = [0, 1, 2].map(() => rows(next, width));
+  for (const [index, { layer, block }] of places.entries()) {
+    begin(0, 2, block);
+    put(layer, stored[index]!);
+    attention.attend(layer);
+  }
+  for (const [index, { layer, block }] of places.entries()) {
+    begin(2, 1, block);
+    put(layer, third);
+    attention.attend(layer);
+    const [, k, v] = stored[index]!;
+    const expected = attendReference(
+      shape,
+      1,
+      2,
+      third[0]!,
+      concat([k!, third[1]!]),
+      concat([v!, third[2]!]),
+    );
+    const { out } = attention.buffers(layer);
+    for (let i = 0; i < width; i++)
+      assert.ok(Math.abs(out[i]! - expected[i]!) < 1e-5, `layer ${layer}, block ${block}`);
+  }
+});
