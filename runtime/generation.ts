@@ -33,6 +33,8 @@ export type GenerationEvent =
   | {
       readonly type: 'prompt';
       readonly cachedTokens: number;
+      /** From the request to the first step that ran some of it. */
+      readonly queuedMs?: number;
       readonly promptLogprobs?: readonly (TokenLogprob | null)[];
     }
   /** New tokens of a choice and the text that became certain; either may be empty. */

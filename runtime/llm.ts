@@ -130,7 +130,8 @@ export class LLM {
       stream.fail(refusal);
       return stream;
     }
-    if (this.#streams.size === 0) this.#busySinceMs = monotonicMs();
+    const submittedAtMs = monotonicMs();
+    if (this.#streams.size === 0) this.#busySinceMs = submittedAtMs;
     this.#streams.set(handle, stream);
     const { sampling, priority = 0, cacheSalt = '' } = request;
     this.#send({
@@ -140,6 +141,7 @@ export class LLM {
         prompt: Int32Array.from(request.prompt),
         sampling: rankable(sampling),
         seed: sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
+        submittedAtMs,
         priority,
         cacheSalt,
       },

@@ -10,7 +10,7 @@ import type { Engine, LoadProgress } from '../engine/engine.ts';
 import { SluiceError } from '../errors.ts';
 import { GenerationLoop, type LoopOptions } from './loop.ts';
 import type { FromEngine, ToEngine } from './messages.ts';
-import type { SharedStatistics } from './statistics.ts';
+import { monotonicMs, type SharedStatistics } from './statistics.ts';
 
 export interface LoadedEngine {
   readonly engine: Engine;
@@ -39,7 +39,7 @@ export async function runEngineThread(
       port,
       statistics,
       engine,
-      new GenerationLoop(engine, eosTokenIds, options),
+      new GenerationLoop(engine, eosTokenIds, options, monotonicMs),
     );
     send({ type: 'ready', info: engine.info, eosTokenIds });
     thread.listen();

@@ -37,8 +37,9 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
     this.#bestOf = sampling.bestOf > sampling.n ? new BestOf(request) : undefined;
   }
 
-  prompt({ cachedTokens, promptLogprobs }: PromptReport): void {
-    this.#emit({ type: 'prompt', cachedTokens, ...(promptLogprobs === undefined ? {} : { promptLogprobs }) });
+  prompt({ cachedTokens, queuedMs, promptLogprobs }: PromptReport): void {
+    const event = { type: 'prompt' as const, cachedTokens, queuedMs };
+    this.#emit(promptLogprobs === undefined ? event : { ...event, promptLogprobs });
   }
 
   token(report: TokenReport): void {

@@ -1,6 +1,6 @@
 /**
  * The loop's one turn: schedule, run, sample, commit. Enters: requests of token ids; leaves: reports of tokens. Runs on
- * the engine's thread, but knows no threads, no text and no clock.
+ * the engine's thread, but knows no threads and no text.
  */
 import type { BlockCopy, Engine, StepSlice } from '../engine/engine.ts';
 import { SluiceError } from '../errors.ts';
@@ -27,6 +27,7 @@ interface Job {
   /** [i] belongs to the prompt's token i; undefined when they are not wanted or have been reported. */
   promptLogprobs: (TokenLogprob | null)[] | undefined;
   prompted: boolean;
+  startedAtMs: number | undefined;
 }
 
 export class GenerationLoop {
@@ -35,14 +36,16 @@ export class GenerationLoop {
   readonly #kv: KvCache;
   readonly #scheduler: Scheduler;
   readonly #sampler: Sampler;
+  readonly #now: () => number;
   readonly #jobs = new Map<number, Job>();
   readonly #totals = { promptTokens: 0, generatedTokens: 0, steps: 0, stepSequences: 0 };
   #batch = { batchSize: 0, batchTokens: 0 };
   #arrivals = 0;
 
-  constructor(engine: Engine, eosTokenIds: readonly number[], options: LoopOptions) {
+  constructor(engine: Engine, eosTokenIds: readonly number[], options: LoopOptions, now: () => number) {
     const { blockCount, blockTokens, maxBatchSize, maxStepTokens, maxLength, vocabulary } = engine.info;
     this.#engine = engine;
+    this.#now = now;
     this.#eosTokenIds = eosTokenIds;
     this.#kv = new KvCache(new BlockPool(blockCount), { blockTokens, prefixCaching: options.prefixCaching });
     this.#scheduler = new Scheduler(this.#kv, {
@@ -78,6 +81,7 @@ export class GenerationLoop {
       choices: new Map([[0, { sequence, state }]]),
       promptLogprobs: sampling.promptLogprobs === undefined ? undefined : [null],
       prompted: false,
+      startedAtMs: undefined,
     });
   }
 
@@ -132,10 +136,11 @@ export class GenerationLoop {
   }
 
   #stepSlice({ sequence, tokens }: Slice): StepSlice {
-    const { request } = this.#jobOf(sequence);
+    const job = this.#jobOf(sequence);
+    job.startedAtMs ??= this.#now();
     const { chain, table } = sequence;
     const position = table.length;
-    const samples = tokens === sequence.remaining && request.sampling.maxTokens > 0;
+    const samples = tokens === sequence.remaining && job.request.sampling.maxTokens > 0;
     return {
       tokens: chain.slice(position, position + tokens),
       position,
@@ -197,11 +202,11 @@ export class GenerationLoop {
   #reportPrompt(job: Job, sequence: Sequence, report: LoopReport): void {
     if (job.prompted) return;
     const { promptLogprobs } = job;
+    const { handle, submittedAtMs } = job.request;
     const cachedTokens = sequence.cachedTokens ?? 0;
-    const { handle } = job.request;
-    report.prompts.push(
-      promptLogprobs === undefined ? { handle, cachedTokens } : { handle, cachedTokens, promptLogprobs },
-    );
+    const queuedMs = Math.max(0, job.startedAtMs! - submittedAtMs);
+    const prompt = { handle, cachedTokens, queuedMs };
+    report.prompts.push(promptLogprobs === undefined ? prompt : { ...prompt, promptLogprobs });
     job.prompted = true;
     job.promptLogprobs = undefined;
     sequence.needsAllRows = false;

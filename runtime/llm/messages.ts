@@ -16,6 +16,8 @@ export interface LoopRequest {
   readonly prompt: Int32Array;
   readonly sampling: SamplingParameters;
   readonly seed: number;
+  /** By the clock that the loop is given. */
+  readonly submittedAtMs: number;
   readonly priority: number;
   readonly cacheSalt: string;
 }
@@ -23,6 +25,7 @@ export interface LoopRequest {
 export interface PromptReport {
   readonly handle: number;
   readonly cachedTokens: number;
+  readonly queuedMs: number;
   readonly promptLogprobs?: readonly (TokenLogprob | null)[];
 }
 

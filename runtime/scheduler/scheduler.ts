@@ -184,7 +184,8 @@ export class Scheduler {
       const begun = sequence.remaining > 1;
       if (begun && draft.left > 0) addSlice(draft, sequence, Math.min(sequence.remaining, draft.left), []);
     }
-    if (draft.left === 0 || this.waiting.length === 0 || this.running.length >= this.#options.maxBatchSize) return;
+    const full = draft.left === 0 || this.running.length >= this.#options.maxBatchSize;
+    if (full || this.waiting.length === 0) return;
     for (const sequence of this.#candidates()) {
       if (draft.left === 0 || !this.#hasSlots(sequence)) return;
       if (this.#awaitsPrefix(sequence)) continue;

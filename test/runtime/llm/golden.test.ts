@@ -55,7 +55,7 @@ function run(
     step: (batch, onRow) => engine.step(batch, onRow),
     close: () => {},
   };
-  const loop = new GenerationLoop(shown, [], { ...defaultLoopOptions, ...options.loop });
+  const loop = new GenerationLoop(shown, [], { ...defaultLoopOptions, ...options.loop }, () => 0);
   const answers: Answers = {
     tokens: prompts.map(() => []),
     promptLogprobs: prompts.map(() => undefined),
@@ -63,7 +63,15 @@ function run(
   };
   prompts.forEach((prompt, handle) => {
     const sampling = { ...greedy, ...options.sampling };
-    loop.submit({ handle, prompt: Int32Array.from(prompt), sampling, seed: 1, priority: 0, cacheSalt: '' });
+    loop.submit({
+      handle,
+      prompt: Int32Array.from(prompt),
+      sampling,
+      seed: 1,
+      submittedAtMs: 0,
+      priority: 0,
+      cacheSalt: '',
+    });
   });
   while (!loop.idle) {
     const report = loop.turn();

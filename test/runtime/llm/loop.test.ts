@@ -22,11 +22,17 @@ class Trial {
   readonly endings = new Map<string, unknown>();
   readonly prompts = new Map<number, PromptReport>();
   readonly failures: FailureReport[] = [];
+  clockMs = 0;
   readonly logprobs = new Map<string, number[]>();
 
   constructor(options: Partial<LoopOptions> = {}, engine: Partial<ReferenceEngineOptions> = {}) {
     this.engine = new ReferenceEngine({ blockCount: 64, ...engine });
-    this.loop = new GenerationLoop(this.engine, [0], { ...defaultLoopOptions, ...options });
+    this.loop = new GenerationLoop(
+      this.engine,
+      [0],
+      { ...defaultLoopOptions, ...options },
+      () => this.clockMs,
+    );
   }
 
   submit(
@@ -40,6 +46,7 @@ class Trial {
       prompt: Int32Array.from(prompt),
       sampling: { ...defaultSampling, ...sampling },
       seed: sampling.seed ?? 1,
+      submittedAtMs: this.clockMs,
       priority: 0,
       cacheSalt,
     });
@@ -182,6 +189,16 @@ describe('the loop', () => {
       }
     });
   }
+
+  test('time in the queue ends with the first step, not with the last of the prompt', () => {
+    const trial = new Trial({}, { maxBatchSize: 1, maxStepTokens: 4 });
+    trial
+      .submit(1, promptOf(1), { ...greedy, maxTokens: 1 })
+      .submit(2, promptOf(2), { ...greedy, maxTokens: 1 });
+    for (let more = true; more; trial.clockMs += 10) more = trial.turn();
+    // The first prompt has 8 tokens, so takes two steps; the second begins with the third.
+    assert.deepEqual([trial.prompts.get(1)!.queuedMs, trial.prompts.get(2)!.queuedMs], [0, 20]);
+  });
 
   test('with no new tokens wanted, only the prompt is run', () => {
     const trial = new Trial().submit(1, promptOf(2), { maxTokens: 0, promptLogprobs: 0 }).finish();
