@@ -11,25 +11,43 @@ import { dequantize } from '../weights/quantized.ts';
 import { readRange } from '../weights/safetensors.ts';
 import { type Range, rangeSize } from './shard.ts';
 
+/** Bytes of a piece of a matrix, about: what converting a matrix of any size needs in memory. */
+const chunkBytes = 8 * 1024 * 1024;
+
 /** A matrix's rows and columns as float32. */
 export function cutSource(tensor: DenseTensor, rows: Range, columns: Range): InitializerSource {
   const width = tensor.shape[1]!;
   const whole = columns.start === 0 && columns.end === width;
   const location = whole && tensor.dtype === 'float32' ? rowsLocation(tensor, rows) : undefined;
+  const part = (range: Range): Uint8Array => {
+    const values = readRows(tensor, range);
+    return bytesOf(whole ? values : cutColumns(values, width, columns));
+  };
   return {
     ...(location === undefined ? {} : { location }),
-    read() {
-      const values = readRows(tensor, rows);
-      if (whole) return bytesOf(values);
-      const size = rangeSize(columns);
-      const cut = new Float32Array(rangeSize(rows) * size);
-      for (let row = 0; row < rangeSize(rows); row++) {
-        const start = row * width + columns.start;
-        cut.set(values.subarray(start, start + size), row * size);
+    read: () => part(rows),
+    *chunks() {
+      // Without a place in a file every piece would read the whole tensor.
+      const step =
+        tensor.location === undefined
+          ? Math.max(1, rangeSize(rows))
+          : Math.max(1, Math.floor(chunkBytes / (4 * width)));
+      for (let start = rows.start; start < rows.end; start += step) {
+        yield part({ start, end: Math.min(rows.end, start + step) });
       }
-      return bytesOf(cut);
     },
   };
+}
+
+function cutColumns(values: Float32Array, width: number, columns: Range): Float32Array {
+  const size = rangeSize(columns);
+  const rows = values.length / width;
+  const cut = new Float32Array(rows * size);
+  for (let row = 0; row < rows; row++) {
+    const start = row * width + columns.start;
+    cut.set(values.subarray(start, start + size), row * size);
+  }
+  return cut;
 }
 
 /** A vector's elements as float32, `plus` added to each. */

@@ -17,7 +17,12 @@ import type { Checkpoint } from '../weights/checkpoint.ts';
 import type { Model } from './model.ts';
 import { RankGraph } from './rank-graph.ts';
 import { planShards, type Shard, type ShardUnits } from './shard.ts';
-import { openWeightCache, type WeightPlace, writeWeightCache } from './weight-cache.ts';
+import {
+  openWeightCache,
+  type WeightCacheRequest,
+  type WeightPlace,
+  writeWeightCache,
+} from './weight-cache.ts';
 
 export interface PreparedWeight {
   readonly name: string;
@@ -112,7 +117,7 @@ function placeWeights(
     toCache.map((initializer) => ({
       name: initializer.name,
       bytes: size(initializer),
-      read: () => initializer.source.read(),
+      chunks: () => initializer.source.chunks?.() ?? [initializer.source.read()],
     })),
     checkpoint,
     options,
@@ -132,7 +137,7 @@ function placeWeights(
 
 /** Places in the cache file by name, or undefined when there is none. */
 function cacheWeights(
-  weights: readonly { readonly name: string; readonly bytes: number; read(): Uint8Array }[],
+  weights: WeightCacheRequest['weights'],
   checkpoint: Checkpoint,
   { cacheDir, warn, onProgress }: PrepareOptions,
 ): ReadonlyMap<string, WeightPlace> | undefined {

@@ -149,7 +149,7 @@ function cutBytes(
   const rowBytes = storedBlocks(packed.length, tensor);
   const start = blocks[0]! * blockBytes;
   const size = blocks.length * blockBytes;
-  if (size === rowBytes) return packed.subarray(rows.start * rowBytes, rows.end * rowBytes);
+  if (size === rowBytes) return packed.slice(rows.start * rowBytes, rows.end * rowBytes);
   const out = new Uint8Array(rangeSize(rows) * size);
   const consecutive = blocks.at(-1)! - blocks[0]! === blocks.length - 1;
   for (let row = 0; row < rangeSize(rows); row++) {

@@ -3,6 +3,7 @@
  * file leave. A file is written under another name and renamed, so that it is whole or not there; two processes that
  * write the same key write the same bytes. Must not know what the weights mean.
  */
+import assert from 'node:assert';
 import {
   closeSync,
   mkdirSync,
@@ -11,7 +12,6 @@ import {
   renameSync,
   rmSync,
   statSync,
-  utimesSync,
   writeSync,
 } from 'node:fs';
 import path from 'node:path';
@@ -28,7 +28,12 @@ export interface WeightCacheRequest {
   /** Hex; the same key always stands for the same bytes. */
   readonly key: string;
   /** In the order in which they lie in the file. */
-  readonly weights: readonly { readonly name: string; readonly bytes: number; read(): Uint8Array }[];
+  readonly weights: readonly {
+    readonly name: string;
+    readonly bytes: number;
+    /** The bytes in pieces, which are the cache's to dispose of. */
+    chunks(): Iterable<Uint8Array>;
+  }[];
 }
 
 /** Where each weight begins, so that any type is aligned and no two share a cache line. */
@@ -44,11 +49,8 @@ export function openWeightCache(request: WeightCacheRequest): ReadonlyMap<string
   const { file, places, bytes } = layOut(request);
   try {
     if (statSync(file).size !== bytes) return undefined;
-    const now = new Date();
-    utimesSync(file, now, now);
   } catch {
-    // Not there, or not ours to touch; the latter shows when it is mapped.
-    if (statSync(file, { throwIfNoEntry: false })?.size !== bytes) return undefined;
+    return undefined;
   }
   return places;
 }
@@ -60,20 +62,30 @@ export function writeWeightCache(
   onProgress: (done: number, total: number) => void,
 ): ReadonlyMap<string, WeightPlace> | undefined {
   const { file, places, bytes } = layOut(request);
+  let created = false;
   const temporary = `${file}.${process.pid}-${Math.random().toString(36).slice(2)}.tmp`;
   let fd: number | undefined;
   try {
     mkdirSync(request.folder, { recursive: true });
     removeAbandoned(request.folder);
     fd = openSync(temporary, 'wx');
+    created = true;
     for (const weight of request.weights) {
       const place = places.get(weight.name)!;
-      writeAt(fd, weight.read(), place.offset);
-      onProgress(place.offset + place.bytes, bytes);
+      let end = place.offset;
+      for (const chunk of weight.chunks()) {
+        writeAt(fd, chunk, end);
+        end += chunk.length;
+        onProgress(end, bytes);
+        // At once, not when the collector finds it: loading must not need much more memory than running.
+        if (chunk.buffer instanceof ArrayBuffer) chunk.buffer.transfer(0);
+      }
+      assert.equal(end, place.offset + place.bytes, weight.name);
     }
     closeSync(fd);
     fd = undefined;
     renameSync(temporary, file);
+    created = false;
     return places;
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
@@ -83,7 +95,7 @@ export function writeWeightCache(
     return undefined;
   } finally {
     if (fd !== undefined) closeSync(fd);
-    rmSync(temporary, { force: true });
+    if (created) rmSync(temporary, { force: true });
   }
 }
 

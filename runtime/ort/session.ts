@@ -27,8 +27,8 @@ export interface SessionOptions {
   /** ORT's session configuration entries, such as `session.disable_prepacking`: `1`. */
   readonly config?: Readonly<Record<string, string>>;
   /**
-   * Values of initializers that the model declares as external data, by name. They may be closed and their memory
-   * reused as soon as the session is made: ORT packs or copies them.
+   * Values of initializers that the model declares as external data, by name. ORT packs or copies them while the
+   * session is made; they and their memory are then freed.
    */
   readonly copiedInitializers?: ReadonlyMap<string, OrtValue>;
   /**
@@ -109,6 +109,7 @@ export class Session implements Disposable {
       throw error;
     } finally {
       native.ReleaseSessionOptions(sessionOptions);
+      for (const value of options.copiedInitializers?.values() ?? []) value.discard();
     }
   }
 

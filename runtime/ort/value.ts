@@ -97,15 +97,17 @@ export class OrtValue implements Disposable {
     return new Float32Array(this.toBytes().buffer);
   }
 
-  /** The memory it was made over, if the caller gave a typed array. */
-  get memory(): ArrayBufferView | undefined {
-    return this.#memory;
-  }
-
   close(): void {
     if (this.pointer === 0n) return;
     native.ReleaseValue(this.pointer);
     this.pointer = 0n;
+  }
+
+  /** Closes the value and gives its memory back at once, not when the collector finds it: the array is then empty. */
+  discard(): void {
+    this.close();
+    const buffer = this.#memory?.buffer;
+    if (buffer instanceof ArrayBuffer && !buffer.detached) buffer.transfer(0);
   }
 
   [Symbol.dispose](): void {
