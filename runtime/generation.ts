@@ -1,7 +1,10 @@
 /**
  * What passes between whoever wants text (serve/, cli/) and the loop that makes it (llm.ts): plain data only.
  */
+import type { TokenLogprob } from './sampling/logprob.ts';
 import type { SamplingParameters } from './sampling/parameters.ts';
+
+export type { TokenLogprob };
 
 export interface GenerationRequest {
   /** Unique among the requests in flight; appears in logs. */
@@ -16,14 +19,6 @@ export interface GenerationRequest {
   readonly cacheSalt?: string;
   /** Special tokens are left out of the text (default true). */
   readonly skipSpecialTokens?: boolean;
-}
-
-export interface TokenLogprob {
-  readonly id: number;
-  /** Natural logarithm; of the model's distribution before temperature and truncation. */
-  readonly logprob: number;
-  /** Most likely first; `sampling.logprobs` of them. */
-  readonly top: readonly { readonly id: number; readonly logprob: number }[];
 }
 
 export type FinishReason = 'stop' | 'length' | 'abort';

@@ -5,9 +5,9 @@
  */
 
 import { SluiceError } from '../errors.ts';
-import type { TokenLogprob } from '../generation.ts';
 import type { ChoiceState } from './choice-state.ts';
 import { exponential } from './exponential.ts';
+import type { TokenLogprob } from './logprob.ts';
 import { Nucleus } from './nucleus.ts';
 import type { SamplingParameters } from './parameters.ts';
 import { uniform } from './random.ts';
