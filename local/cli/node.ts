@@ -2,105 +2,13 @@
  * A process node from the command line, so that a cluster of this machine gets another node. Exit codes: 0 stopped by a
  * signal, 1 the API server could not be reached, 2 wrong options.
  */
-import os from 'node:os';
-import { parseArgs } from 'node:util';
 import { createKubeClient } from '../../operator/kube/rest-client.ts';
 import { SluiceError } from '../../runtime/errors.ts';
-import { type ImageTable, runtimeImage } from '../node/images.ts';
 import { startProcessNode } from '../node/process-node.ts';
-
-const help = `node local/cli/node.ts [options]
-
-Adds a node to a cluster: a Node object whose pods run as processes of this machine. Runs until Ctrl-C, which ends the
-pods' processes. local/node/README.md says what it honours of a pod.
-
-  --kubeconfig FILE     the cluster (default: $KUBECONFIG, then ~/.kube/config)
-  --name NAME           the node's name (default: this machine's)
-  --gpus N              GPUs that it pretends to have, 0 to 8 (default 0)
-  --label KEY=VALUE     a label of the Node object; may be repeated
-  --runtime-image NAME  an image name that stands for this checkout's runtime; may be repeated
-                        (default: sluice-runtime:local)
-  --root-dir FOLDER     where pods' files are kept (default: a temporary folder)
-  --backoff-ms N        the first wait of a crashing container (default 10000)
-  --help                this text
-
-"kubectl logs" of its pods needs an API server that accepts a self-signed certificate from nodes (one without
---kubelet-certificate-authority); the node of "npm start" has a certificate of the cluster's own.
-`;
-
-interface Options {
-  readonly kubeconfig?: string;
-  readonly name: string;
-  readonly gpus: number;
-  readonly labels: Readonly<Record<string, string>>;
-  readonly images: ImageTable;
-  readonly rootDir?: string;
-  readonly backoffBaseMs: number;
-}
-
-/** Undefined: help was asked for. Throws SluiceError `config_invalid`. */
-function parseOptions(args: readonly string[]): Options | undefined {
-  let values: ReturnType<typeof parse>['values'];
-  try {
-    values = parse(args).values;
-  } catch (error) {
-    throw new SluiceError('config_invalid', `${(error as Error).message} --help lists the options`, {
-      cause: error,
-    });
-  }
-  if (values.help) return undefined;
-  const labels: Record<string, string> = {};
-  for (const text of values.label ?? []) {
-    const [key, value, ...rest] = text.split('=');
-    if (!key || value === undefined || rest.length > 0) {
-      throw new SluiceError(
-        'config_invalid',
-        `--label ${JSON.stringify(text)}: the form is KEY=VALUE, for example --label pool=gpu`,
-      );
-    }
-    labels[key] = value;
-  }
-  return {
-    ...(values.kubeconfig === undefined ? {} : { kubeconfig: values.kubeconfig }),
-    name: values.name ?? os.hostname().toLowerCase(),
-    gpus: integer('--gpus', values.gpus ?? '0', 8, '4'),
-    labels,
-    images: Object.fromEntries(
-      (values['runtime-image'] ?? ['sluice-runtime:local']).map((name) => [name, runtimeImage()]),
-    ),
-    ...(values['root-dir'] === undefined ? {} : { rootDir: values['root-dir'] }),
-    backoffBaseMs: integer('--backoff-ms', values['backoff-ms'] ?? '10000', 600_000, '10000'),
-  };
-}
-
-function parse(args: readonly string[]) {
-  return parseArgs({
-    args: [...args],
-    options: {
-      kubeconfig: { type: 'string' },
-      name: { type: 'string' },
-      gpus: { type: 'string' },
-      label: { type: 'string', multiple: true },
-      'runtime-image': { type: 'string', multiple: true },
-      'root-dir': { type: 'string' },
-      'backoff-ms': { type: 'string' },
-      help: { type: 'boolean', short: 'h' },
-    },
-  });
-}
-
-function integer(flag: string, text: string, maximum: number, example: string): number {
-  if (!/^\d{1,7}$/.test(text) || Number(text) > maximum) {
-    throw new SluiceError(
-      'config_invalid',
-      `${flag} ${JSON.stringify(text)}: the form is an integer from 0 to ${maximum}, for example ${flag} ${example}`,
-    );
-  }
-  return Number(text);
-}
+import { help, parseNodeOptions } from './node-options.ts';
 
 async function main(): Promise<void> {
-  const options = parseOptions(process.argv.slice(2));
+  const options = parseNodeOptions(process.argv.slice(2));
   if (options === undefined) {
     process.stdout.write(help);
     return;

@@ -338,7 +338,7 @@ export class Container {
     this.#deadline = Number.POSITIVE_INFINITY;
     if (this.#stopping.signal.aborted) void this.#end(Date.now() + minimumGraceMs);
     else void this.#begin(running);
-    const exit = await process.exited;
+    const exitCode = await process.exited;
     controller.abort();
     clearTimeout(this.#killTimer);
     this.#hook?.abort();
@@ -346,12 +346,11 @@ export class Container {
     this.#ready = false;
     this.#started = false;
     log.end();
-    const message = await this.#terminationMessage(messageFile, exit.code, log);
+    const message = await this.#terminationMessage(messageFile, exitCode, log);
     this.#set({
       terminated: {
-        exitCode: exit.code,
-        ...(exit.signal === undefined ? {} : { signal: exit.signal }),
-        reason: exit.code === 0 ? 'Completed' : 'Error',
+        exitCode,
+        reason: exitCode === 0 ? 'Completed' : 'Error',
         ...(message === undefined ? {} : { message }),
         startedAt: timestamp(startedAt),
         finishedAt: timestamp(),

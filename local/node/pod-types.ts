@@ -186,7 +186,6 @@ export interface Probe {
 
 export interface TerminatedState {
   readonly exitCode: number;
-  readonly signal?: number;
   readonly reason: string;
   readonly message?: string;
   readonly startedAt: string | null;

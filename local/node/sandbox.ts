@@ -6,6 +6,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import os from 'node:os';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
 import type { Guard } from '../guard.ts';
@@ -31,12 +32,6 @@ export interface LaunchOptions {
   readonly user: { readonly uid: number; readonly gid: number } | undefined;
 }
 
-export interface Exit {
-  /** 128 + n for a program that signal n ended. */
-  readonly code: number;
-  readonly signal: number | undefined;
-}
-
 export interface ExecResult {
   /** Undefined: ended by the timeout. */
   readonly code: number | undefined;
@@ -46,8 +41,11 @@ export interface ExecResult {
 export interface SandboxedProcess {
   readonly stdout: Readable;
   readonly stderr: Readable;
-  /** Resolves when every process of the container is gone and its output has been read. */
-  readonly exited: Promise<Exit>;
+  /**
+   * The exit code, 128 + n for a program that signal n ended. Resolves when every process of the container is gone and
+   * its output has been read.
+   */
+  readonly exited: Promise<number>;
   /** To the program itself. */
   signal(signal: 'SIGTERM' | 'SIGKILL'): void;
   /** Runs another program beside it, with its environment, user and files. */
@@ -58,8 +56,14 @@ export interface SandboxedProcess {
 export class LaunchError extends Error {}
 
 const script = path.join(import.meta.dirname, 'sandbox.sh');
+/** A kubelet's, for a program that could not be started. */
+const unknownExit = 128;
 const execOutputLimit = 10_240;
-const namespaceFlags = ['--mount', '--uts', '--pid', '--fork', '--kill-child'];
+/**
+ * Outside: forks exactly once, for the first child of `unshare --pid` is process 1 in there and its end the end of all,
+ * and passes on how it ended (unshare --fork cannot, for SIGKILL). Inside: ends with it, whatever kills it.
+ */
+const waiter = 'exec 4>&2 2>/dev/null; setpriv --pdeathsig=KILL sh "$@" 2>&4 4>&- & exec 3>&- 4>&-; wait $!';
 /** For the tools of util-linux, whatever PATH the caller or the container has. */
 const systemPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
@@ -81,7 +85,7 @@ export async function detectSandbox(folder: string, guard: Guard): Promise<Sandb
       });
       child.stdout.resume();
       child.stderr.resume();
-      if ((await child.exited).code === 0) return sandbox;
+      if ((await child.exited) === 0) return sandbox;
     } catch (error) {
       if (!(error instanceof LaunchError)) throw error;
     } finally {
@@ -117,8 +121,13 @@ export class Sandbox {
       'unshare',
       [
         ...(inUserNamespace ? ['--user', '--map-root-user'] : []),
-        ...namespaceFlags,
+        '--mount',
+        '--uts',
+        '--pid',
         'sh',
+        '-c',
+        waiter,
+        'sandbox',
         script,
         options.folder,
         options.hostname,
@@ -174,7 +183,8 @@ export class Sandbox {
     const asUser =
       user === undefined || this.kind !== 'namespaces'
         ? []
-        : ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups'];
+        : // A change of user forgets the signal of a parent's death.
+          ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--pdeathsig=KILL'];
     const environment = Object.entries(options.environment).map(([name, value]) => `${name}=${value}`);
     return [...asUser, 'env', '-i', ...environment, ...command];
   }
@@ -207,13 +217,13 @@ export class Sandbox {
     };
   }
 
-  #watch(child: ChildProcess): Promise<Exit> {
+  #watch(child: ChildProcess): Promise<number> {
     const pid = child.pid;
     if (pid !== undefined) this.#guard.add('group', pid);
     return new Promise((resolve) => {
-      let exit: Exit = { code: 128, signal: undefined };
+      let exit = unknownExit;
       child.once('exit', (code, signal) => {
-        exit = toExit(code, signal);
+        exit = exitCode(code, signal);
         // In namespaces nothing is left; a plain group may have stragglers that hold the pipes open.
         if (pid !== undefined) {
           kill(-pid, 'SIGKILL');
@@ -327,7 +337,7 @@ function runToEnd(
       }, 100).unref();
       const finish = () =>
         resolve({
-          code: timedOut ? undefined : toExit(code, signal).code,
+          code: timedOut ? undefined : exitCode(code, signal),
           output: output.slice(0, execOutputLimit),
         });
       child.once('close', finish);
@@ -335,31 +345,10 @@ function runToEnd(
   });
 }
 
-function toExit(code: number | null, signal: NodeJS.Signals | null): Exit {
-  if (signal !== null) {
-    const number = signalNumbers[signal] ?? 9;
-    return { code: 128 + number, signal: number };
-  }
-  return { code: code ?? 128, signal: undefined };
+function exitCode(code: number | null, signal: NodeJS.Signals | null): number {
+  if (signal !== null) return 128 + os.constants.signals[signal];
+  return code ?? unknownExit;
 }
-
-const signalNumbers: Partial<Record<NodeJS.Signals, number>> = {
-  SIGHUP: 1,
-  SIGINT: 2,
-  SIGQUIT: 3,
-  SIGILL: 4,
-  SIGTRAP: 5,
-  SIGABRT: 6,
-  SIGBUS: 7,
-  SIGFPE: 8,
-  SIGKILL: 9,
-  SIGUSR1: 10,
-  SIGSEGV: 11,
-  SIGUSR2: 12,
-  SIGPIPE: 13,
-  SIGALRM: 14,
-  SIGTERM: 15,
-};
 
 function kill(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
   try {

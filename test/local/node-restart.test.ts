@@ -125,19 +125,11 @@ test('where pods share the address, the second for a port waits, is told why, an
   await pods.untilGone('two');
 });
 
-const refused = [
-  { name: 'too many GPUs', args: ['--gpus', '9'], message: '--gpus "9": the form is an integer from 0 to 8' },
-  { name: 'an unknown flag', args: ['--gpu', '1'], message: "Unknown option '--gpu'" },
-  { name: 'a label without a value', args: ['--label', 'x'], message: '--label "x": the form is KEY=VALUE' },
-];
-for (const { name, args, message } of refused) {
-  test(`the command line refuses ${name} in one line`, async () => {
-    const failure = await run(process.execPath, [cli, ...args]).then(
-      () => assert.fail('it was accepted'),
-      (error: { code: number; stderr: string }) => error,
-    );
-    assert.equal(failure.code, 2);
-    assert(failure.stderr.startsWith(message), failure.stderr);
-    assert.equal(failure.stderr.trim().split('\n').length, 1);
-  });
-}
+test('the command line refuses what it does not know in one line, with exit code 2', async () => {
+  const failure = await run(process.execPath, [cli, '--gpus', '9']).then(
+    () => assert.fail('it was accepted'),
+    (error: { code: number; stderr: string }) => error,
+  );
+  assert.equal(failure.code, 2);
+  assert.equal(failure.stderr, '--gpus "9": the form is an integer from 0 to 8, for example --gpus 4\n');
+});
