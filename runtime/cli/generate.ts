@@ -7,7 +7,7 @@ import { SluiceError } from '../errors.ts';
 import { defaultSampling } from '../sampling/parameters.ts';
 import type { Backend } from '../serve/backend.ts';
 import { answerLimit } from '../serve/sampling-request.ts';
-import { commandHelp } from './help.ts';
+import { type Command, commandHelp } from './help.ts';
 import { loadModel } from './load-model.ts';
 import { embeddedModel } from './package-root.ts';
 import { progressView } from './progress.ts';
@@ -139,7 +139,7 @@ const generateOptions = {
   },
 } as const satisfies Record<string, Option>;
 
-export function generateHelp(): string {
+function generateHelp(): string {
   const shared = Object.entries(runtimeOptions).filter(
     ([key]) => !serverOnly.includes(key as RuntimeOptionName),
   );
@@ -157,7 +157,7 @@ export function generateHelp(): string {
   });
 }
 
-export async function generate(argv: readonly string[]): Promise<void> {
+async function generate(argv: readonly string[]): Promise<void> {
   const config = loadConfig({ argv, env: process.env }, generateOptions, serverOnly);
   if (config.prompt === undefined)
     throw new SluiceError(
@@ -257,3 +257,5 @@ async function writeAnswer(
   );
   if (interrupted.signal.aborted) process.exitCode = 130;
 }
+
+export const generateCommand: Command = { help: generateHelp, run: generate };

@@ -6,6 +6,12 @@ import { defaultText } from '../config.ts';
 const width = 96;
 const indent = '      ';
 
+export interface Command {
+  help(): string;
+  /** Resolves when the command has done its work; a server goes on after that. */
+  run(argv: readonly string[]): Promise<void>;
+}
+
 export interface CommandHelp {
   readonly usage: string;
   readonly about: readonly string[];

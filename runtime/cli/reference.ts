@@ -33,5 +33,5 @@ function row(option: Option): string {
     `${option.form}, for example \`${option.example}\``,
     option.description,
   ];
-  return `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+  return `| ${cells.map((cell) => cell.replaceAll('|', '\\|').replaceAll('<', '&lt;')).join(' | ')} |`;
 }

@@ -3,13 +3,13 @@ import path from 'node:path';
 import { loadConfig, type RuntimeConfig, runtimeOptions } from '../config.ts';
 import { Server } from '../serve/server.ts';
 import { exitWith } from './fail.ts';
-import { commandHelp } from './help.ts';
+import { type Command, commandHelp } from './help.ts';
 import { loadModel } from './load-model.ts';
 import { createLog } from './log.ts';
 import { embeddedModel, packageVersion } from './package-root.ts';
 import { progressBar, progressLines } from './progress.ts';
 
-export function serveHelp(): string {
+function serveHelp(): string {
   return commandHelp({
     usage: 'sluice serve [options]',
     about: [
@@ -24,7 +24,7 @@ export function serveHelp(): string {
   });
 }
 
-export async function serve(argv: readonly string[]): Promise<void> {
+async function serve(argv: readonly string[]): Promise<void> {
   const config = loadConfig({ argv, env: process.env });
   const { log, flush } = createLog(config.logLevel);
   process.on('exit', flush);
@@ -89,3 +89,5 @@ function endOnSignals(server: Server, config: RuntimeConfig, log: ReturnType<typ
   process.on('SIGTERM', () => end('SIGTERM').catch(exitWith));
   process.on('SIGINT', () => end('SIGINT').catch(exitWith));
 }
+
+export const serveCommand: Command = { help: serveHelp, run: serve };

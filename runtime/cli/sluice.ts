@@ -3,39 +3,42 @@
 import { nearest } from '../config/options.ts';
 import { SluiceError } from '../errors.ts';
 import { exitWith } from './fail.ts';
-import { generate, generateHelp } from './generate.ts';
-import { programHelp } from './help.ts';
+import { type Command, programHelp } from './help.ts';
 import { packageVersion } from './package-root.ts';
-import { serve, serveHelp } from './serve.ts';
 
-const commands: Readonly<Record<string, { help(): string; run(argv: readonly string[]): Promise<void> }>> = {
-  serve: { help: serveHelp, run: serve },
-  generate: { help: generateHelp, run: generate },
-  version: {
-    help: () => 'Usage: sluice version\n\nPrints the version.\n',
-    run: async (argv) => {
-      if (argv.length > 0)
-        throw new SluiceError('config_invalid', `${JSON.stringify(argv[0])}: version takes no options`);
-      process.stdout.write(`${packageVersion}\n`);
-    },
+const version: Command = {
+  help: () => 'Usage: sluice version\n\nPrints the version.\n',
+  run: async (argv) => {
+    if (argv.length > 0)
+      throw new SluiceError('config_invalid', `${JSON.stringify(argv[0])}: version takes no options`);
+    process.stdout.write(`${packageVersion}\n`);
   },
+};
+
+/** Read when asked for: the server's and the engine's modules take longer than most answers here. */
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import('./serve.ts')).serveCommand,
+  generate: async () => (await import('./generate.ts')).generateCommand,
+  version: async () => version,
 };
 
 const isHelp = (argument: string | undefined) => argument === '--help' || argument === '-h';
 
 async function main([name, ...argv]: readonly string[]): Promise<void> {
   if (name === undefined || isHelp(name) || name === 'help') {
-    process.stdout.write(commands[argv[0] ?? '']?.help() ?? programHelp);
+    const about = await commands[argv[0] ?? '']?.();
+    process.stdout.write(about?.help() ?? programHelp);
     return;
   }
-  const command = commands[name === '--version' ? 'version' : name];
-  if (command === undefined) {
+  const load = commands[name === '--version' ? 'version' : name];
+  if (load === undefined) {
     const hint = nearest(name, Object.keys(commands));
     throw new SluiceError(
       'config_invalid',
       `${JSON.stringify(name)}: unknown command${hint === undefined ? '' : `; did you mean ${hint}?`} (sluice --help lists all)`,
     );
   }
+  const command = await load();
   if (argv.some(isHelp)) process.stdout.write(command.help());
   else await command.run(argv);
 }

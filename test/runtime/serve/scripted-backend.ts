@@ -106,7 +106,7 @@ export interface Running {
 
 /** A listening server on a free port, named `tiny`; not ready until the test says so. */
 export async function startServer(...argv: string[]): Promise<Running> {
-  const config = loadConfig({ argv: ['--host=127.0.0.1', '--port=0', '--devices=cpu:0', ...argv], env: {} });
+  const config = loadConfig({ argv: ['--host=127.0.0.1', '--devices=cpu:0', ...withPort(argv)], env: {} });
   const server = new Server({
     config,
     servedNames: ['tiny', 'org/alias'],
@@ -129,6 +129,9 @@ export async function startServer(...argv: string[]): Promise<Running> {
       }),
   };
 }
+
+const withPort = (argv: string[]) =>
+  argv.some((each) => each.startsWith('--port')) ? argv : ['--port=0', ...argv];
 
 /** The data of each event of a stream. */
 export async function events(response: Response): Promise<string[]> {
