@@ -5,7 +5,7 @@
 import type { KubeObject, ObjectRef } from '../kube/client.ts';
 
 /** "namespace/name", or "name" for an object without a namespace. */
-export type ObjectKey = string;
+type ObjectKey = string;
 
 export function keyOf(object: KubeObject | ObjectRef): ObjectKey {
   const { namespace, name } = 'metadata' in object ? (object as KubeObject).metadata : (object as ObjectRef);
@@ -21,7 +21,7 @@ export function refOf(key: ObjectKey): ObjectRef {
 export type Index = (object: KubeObject) => readonly string[];
 
 /** Under the uid of its controller. */
-export const ownerIndex: Index = (object) => {
+const ownerIndex: Index = (object) => {
   const owner = object.metadata.ownerReferences?.find(({ controller }) => controller === true);
   return owner === undefined ? [] : [owner.uid];
 };

@@ -20,14 +20,14 @@ export interface HttpCall {
   readonly beforeSend?: (() => void) | undefined;
 }
 
-export interface HttpAnswer {
+interface HttpAnswer {
   readonly status: number;
   readonly body: string;
   readonly retryAfterSeconds: number | undefined;
   readonly warnings: readonly string[];
 }
 
-export interface TransportOptions {
+interface TransportOptions {
   readonly requestTimeoutMs: number;
   readonly userAgent: string;
 }
@@ -126,7 +126,7 @@ export class Transport {
       signal.addEventListener('abort', onAbort, { once: true });
       request.once('close', () => signal.removeEventListener('abort', onAbort));
       request.once('response', resolve);
-      request.once('error', (error: NodeJS.ErrnoException) => {
+      request.on('error', (error: NodeJS.ErrnoException) => {
         if (
           !signal.aborted &&
           request.reusedSocket &&

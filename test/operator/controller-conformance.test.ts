@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
 import { systemClock } from '../../operator/controller/clock.ts';
+import { EventRecorder } from '../../operator/controller/event-recorder.ts';
 import { Reflector } from '../../operator/controller/reflector.ts';
 import { type Change, keyOf } from '../../operator/controller/store.ts';
 import { type KubeClient, KubeError, resources } from '../../operator/kube/client.ts';
@@ -150,6 +151,40 @@ for (const [implementation, make] of Object.entries(implementations)) {
     });
   });
 }
+
+test('the real API server takes the events that the recorder writes', async (t) => {
+  const plane = await controlPlane(t);
+  const namespace = await plane.namespace(t);
+  const { log, lines } = memoryLog();
+  const details = { type: 'Warning', reason: 'ApplyFailed', message: 'no' } as const;
+  const recorder = new EventRecorder({
+    client: plane.client,
+    component: 'sluice-operator',
+    instance: 'pod-1',
+    clock: systemClock,
+    random: Math.random,
+    log,
+  });
+  const object = await plane.client.create(configMaps, {
+    apiVersion: 'v1',
+    kind: 'ConfigMap',
+    metadata: { namespace, name: 'a'.repeat(250) },
+  });
+  recorder.record(object, { ...details, message: 'ä'.repeat(3_000) });
+  recorder.record(object, { ...details, message: 'ä'.repeat(3_000) });
+  recorder.record(
+    await plane.client.get(resources.namespaces, { name: namespace }).then((found) => found!),
+    details,
+  );
+  await recorder.flush();
+  assert.deepEqual(lines, []);
+  const fieldSelector = `involvedObject.uid=${object.metadata.uid}`;
+  const { items } = await plane.client.list(resources.events, { namespace, fieldSelector });
+  assert.deepEqual(
+    items.map(({ type, reason, count, source }) => [type, reason, count, source.component]),
+    [['Warning', 'ApplyFailed', 2, 'sluice-operator']],
+  );
+});
 
 test('the store follows when the real API server is killed and started again', async (t) => {
   const plane = await controlPlane(t);

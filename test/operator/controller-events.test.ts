@@ -1,12 +1,11 @@
-/** Events: told once, counted, combined, bounded. On the in-memory API server and, for the form, on the real one. */
+/** Events: told once, counted, combined, bounded. On the in-memory API server; controller-conformance.test.ts asks the real one. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { type EventDetails, EventRecorder } from '../../operator/controller/event-recorder.ts';
 import { NotLeaderError } from '../../operator/controller/leader.ts';
 import { KubeError, type KubeObject, resources } from '../../operator/kube/client.ts';
-import { controlPlane } from '../support/control-plane.ts';
 import { MemoryKube, type MemoryKubeOptions } from '../support/memory-kube.ts';
-import { FakeClock, half, memoryLog } from './controller-fake-clock.ts';
+import { FakeClock, memoryLog } from './controller-fake-clock.ts';
 
 const { events } = resources;
 const failed: EventDetails = { type: 'Warning', reason: 'ApplyFailed', message: 'no' };
@@ -164,37 +163,4 @@ test('recording never waits, and what waits for a server that is down is bounded
   });
   for (let n = 0; n < 1_200; n += 1) recorder.record(service(`s${n}`), failed);
   assert.ok(dropped.length >= 199 && dropped.every((why) => why === 'queue'), `${dropped.length} dropped`);
-});
-
-test('the real API server takes them, and kubectl describe would show them', async (t) => {
-  const plane = await controlPlane(t);
-  const namespace = await plane.namespace(t);
-  const { log, lines } = memoryLog();
-  const recorder = new EventRecorder({
-    client: plane.client,
-    component: 'sluice-operator',
-    instance: 'pod-1',
-    clock: new FakeClock(),
-    random: half,
-    log,
-  });
-  const object = await plane.client.create(resources.configMaps, {
-    apiVersion: 'v1',
-    kind: 'ConfigMap',
-    metadata: { namespace, name: 'a'.repeat(250) },
-  });
-  recorder.record(object, { ...failed, message: 'ä'.repeat(3_000) });
-  recorder.record(object, { ...failed, message: 'ä'.repeat(3_000) });
-  recorder.record(
-    await plane.client.get(resources.namespaces, { name: namespace }).then((found) => found!),
-    failed,
-  );
-  await recorder.flush();
-  assert.deepEqual(lines, []);
-  const fieldSelector = `involvedObject.uid=${object.metadata.uid}`;
-  const { items } = await plane.client.list(events, { namespace, fieldSelector });
-  assert.deepEqual(
-    items.map(({ type, reason, count, source }) => [type, reason, count, source.component]),
-    [['Warning', 'ApplyFailed', 2, 'sluice-operator']],
-  );
 });
