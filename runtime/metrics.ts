@@ -18,6 +18,7 @@ export interface Metrics {
   readonly cachedPromptTokens: Counter;
   readonly completionTokens: Counter;
   readonly finished: Counter<'reason'>;
+  readonly queueSeconds: Histogram;
   readonly timeToFirstToken: Histogram;
   readonly interTokenLatency: Histogram;
   readonly requestSeconds: Histogram;
@@ -105,6 +106,12 @@ export function createMetrics(
       name: 'sluice_choices_finished_total',
       help: 'Answers ended, by reason; abort: the client went away or the server stopped',
       labelNames: ['reason'],
+      registers,
+    }),
+    queueSeconds: new Histogram({
+      name: 'sluice_request_queue_seconds',
+      help: 'From the request to the first step that ran some of it',
+      buckets: waitBuckets,
       registers,
     }),
     timeToFirstToken: new Histogram({

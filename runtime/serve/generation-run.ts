@@ -86,6 +86,7 @@ async function runPrompt(
     if (event.type === 'prompt') {
       usage.cachedTokens += event.cachedTokens;
       metrics.cachedPromptTokens.inc(event.cachedTokens);
+      if (event.queuedMs !== undefined) metrics.queueSeconds.observe(event.queuedMs / 1000);
       await listener.onPrompt?.(prompt, event.promptLogprobs);
     } else if (event.type === 'delta') {
       if (event.tokenIds.length > 0) {

@@ -19,6 +19,7 @@ test('every metric has its name, its kind and a help text', async () => {
     sluice_prompt_tokens_cached_total: 'counter',
     sluice_completion_tokens_total: 'counter',
     sluice_choices_finished_total: 'counter',
+    sluice_request_queue_seconds: 'histogram',
     sluice_time_to_first_token_seconds: 'histogram',
     sluice_inter_token_latency_seconds: 'histogram',
     sluice_request_duration_seconds: 'histogram',

@@ -18,7 +18,7 @@ async function assertRefused(argv: readonly string[], message: RegExp, env: Reco
   assert.equal(stderr.trimEnd().split('\n').length, 1, stderr);
 }
 
-describe('flags and environment', () => {
+describe('flags and environment', { concurrency: 2 }, () => {
   const cases: [name: string, argv: string[], message: RegExp, env?: Record<string, string>][] = [
     ['unknown command', ['serv'], /"serv": unknown command; did you mean serve\?/],
     ['unknown flag', ['serve', '--prot=1'], /--prot: unknown flag; did you mean --port\?/],
@@ -55,7 +55,7 @@ describe('flags and environment', () => {
   for (const [name, argv, message, env] of cases) test(name, () => assertRefused(argv, message, env));
 });
 
-describe('checkpoints', () => {
+describe('checkpoints', { concurrency: 2 }, () => {
   const source = path.join(root, 'test/goldens/llama-basic');
   const sharded = path.join(root, 'test/goldens/llama-sharded');
 
