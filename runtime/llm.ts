@@ -3,6 +3,7 @@
  * strings) is made on the caller's. Must not know HTTP.
  */
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { EngineOptions } from './engine/create-engine.ts';
 import type { EngineInfo, LoadProgress } from './engine/engine.ts';
@@ -16,6 +17,9 @@ import type { EngineReady, FromEngine, LoopReport, ThreadData, ToEngine } from '
 import { type LoopStatistics, monotonicMs, SharedStatistics } from './llm/statistics.ts';
 import { defaultSampling, type SamplingParameters } from './sampling/parameters.ts';
 import type { Tokenizer } from './tokenizer/tokenizer.ts';
+
+/** A step that takes longer than this when the engine is closed is not waited for. */
+const closeLimitMs = 5000;
 
 /** Plain data: it is sent to the engine's thread. */
 export type LlmOptions = Omit<EngineOptions, 'onProgress' | 'onWarning'> & Partial<LoopOptions>;
@@ -194,7 +198,8 @@ export class LLM {
     this.#state = 'closed';
     this.#failStreams(new SluiceError('unavailable', 'the engine is closed'));
     this.#send({ type: 'close' });
-    await this.#exited;
+    await Promise.race([this.#exited, sleep(closeLimitMs, undefined, { ref: false })]);
+    await this.#worker.terminate();
   }
 
   #refusal(request: GenerationRequest): Error | undefined {
