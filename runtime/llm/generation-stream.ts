@@ -32,7 +32,8 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
     this.#owner = owner;
     this.#choices = Array.from(
       { length: Math.max(sampling.n, sampling.bestOf) },
-      (_, choice) => new ChoiceText(choice, request, tokenizer.stream({ skipSpecialTokens, continues: true })),
+      (_, choice) =>
+        new ChoiceText(choice, request, tokenizer.stream({ skipSpecialTokens, continues: true })),
     );
     this.#bestOf = sampling.bestOf > sampling.n ? new BestOf(request) : undefined;
   }
