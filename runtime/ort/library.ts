@@ -123,6 +123,21 @@ export const copyMemory = libc.func('memcpy', 'void *', ['void *', 'void *', 'si
   bytes: number,
 ) => unknown;
 
+/** glibc keeps what is freed for later; musl, macOS and Windows have no such call. */
+const mallocTrim = ((): ((keep: number) => unknown) | undefined => {
+  if (process.platform !== 'linux') return undefined;
+  try {
+    return libc.func('malloc_trim', 'int', ['size_t']) as unknown as (keep: number) => unknown;
+  } catch {
+    return undefined;
+  }
+})();
+
+/** Gives memory that was freed back to the system: after making sessions it is much. */
+export function trimMemory(): void {
+  mallocTrim?.(0);
+}
+
 /** Reads a NUL-terminated UTF-8 string. */
 export function readString(pointer: Pointer): string {
   return koffi.decode(pointer, 'char', -1) as string;

@@ -15,6 +15,7 @@ import {
   ortEnvironment,
   type Pointer,
   readString,
+  trimMemory,
 } from './library.ts';
 import { OrtValue } from './value.ts';
 
@@ -110,6 +111,7 @@ export class Session implements Disposable {
     } finally {
       native.ReleaseSessionOptions(sessionOptions);
       for (const value of options.copiedInitializers?.values() ?? []) value.discard();
+      trimMemory();
     }
   }
 
