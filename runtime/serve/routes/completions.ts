@@ -75,15 +75,11 @@ function checkCombinations(body: CompletionBody): void {
     });
 }
 
-async function promptIds(backend: Backend, body: CompletionBody): Promise<number[][]> {
+async function promptIds(backend: Backend, body: CompletionBody): Promise<readonly number[][]> {
   const { prompt } = body;
   const encode = (text: string) =>
     backend.tokenizer.encode(text, { addSpecialTokens: body.add_special_tokens ?? true });
-  let prompts: number[][];
-  if (typeof prompt === 'string') prompts = [await encode(prompt)];
-  else if (typeof prompt[0] === 'string') prompts = await Promise.all((prompt as string[]).map(encode));
-  else if (typeof prompt[0] === 'number') prompts = [prompt as number[]];
-  else prompts = prompt as number[][];
+  const prompts = 'ids' in prompt ? prompt.ids : await Promise.all(prompt.texts.map(encode));
   prompts.forEach((ids, index) => {
     const field = prompts.length === 1 ? 'prompt' : `prompt[${index}]`;
     checkTokenIds(ids, backend.vocabulary, field);
@@ -169,7 +165,7 @@ class CompletionWriter {
       onPrompt: async (prompt, promptLogprobs) => {
         if (!echo && !withIds) return;
         const ids = this.#prompts[prompt]!;
-        const text = echo ? this.#promptText(ids) : '';
+        const text = echo ? this.#promptText(prompt, ids) : '';
         for (let choice = 0; choice < n; choice++) {
           const entries = ids.map((id, position) => ({ id, logprob: promptLogprobs?.[position] ?? null }));
           await emit({
@@ -198,10 +194,9 @@ class CompletionWriter {
     };
   }
 
-  #promptText(ids: readonly number[]): string {
+  #promptText(index: number, ids: readonly number[]): string {
     const { prompt, skip_special_tokens: skipSpecialTokens = true } = this.#body;
-    if (typeof prompt === 'string') return prompt;
-    if (typeof prompt[0] === 'string') return prompt[this.#prompts.indexOf(ids)] as string;
+    if ('texts' in prompt) return prompt.texts[index]!;
     return this.#backend.tokenizer.tokenizer.decode(ids, { skipSpecialTokens });
   }
 

@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import { z } from 'zod';
 import { SluiceError } from '../../errors.ts';
 import { messagesField, templateMessages, toolsField } from '../chat-schema.ts';
+import { isTokenIds } from '../completion-schema.ts';
 import { checkModel, type ServerContext } from '../context.ts';
 import { maybe, parseBody, refused } from '../request-schema.ts';
 import { checkTokenIds } from '../sampling-request.ts';
@@ -25,7 +26,9 @@ const tokenizeSchema = z.object({
 
 const detokenizeSchema = z.object({
   model: maybe(z.string()),
-  tokens: z.array(z.int().min(0)),
+  tokens: z.unknown().refine((value) => isTokenIds(value) || (Array.isArray(value) && value.length === 0), {
+    error: 'expected a list of token ids',
+  }),
 });
 
 export function registerTokenize(app: FastifyInstance, context: ServerContext): void {
@@ -67,7 +70,8 @@ export function registerTokenize(app: FastifyInstance, context: ServerContext): 
       request.log.warn({ field }, 'unknown field ignored'),
     );
     if (body.model !== undefined) checkModel(context, body.model);
-    checkTokenIds(body.tokens, backend.vocabulary, 'tokens');
-    return { prompt: backend.tokenizer.tokenizer.decode(body.tokens) };
+    const tokens = body.tokens as number[];
+    checkTokenIds(tokens, backend.vocabulary, 'tokens');
+    return { prompt: backend.tokenizer.tokenizer.decode(tokens) };
   });
 }
