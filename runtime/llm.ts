@@ -42,7 +42,7 @@ export interface LoadHooks {
   signal?: AbortSignal;
 }
 
-export interface Completion {
+interface Completion {
   readonly text: string;
   readonly tokenIds: readonly number[];
   readonly logprobs: readonly TokenLogprob[];

@@ -106,7 +106,7 @@ export class Sampler {
 }
 
 /** The first of the greatest. */
-export function mostLikely(logits: Float32Array): number {
+function mostLikely(logits: Float32Array): number {
   let best = -1;
   let max = Number.NEGATIVE_INFINITY;
   for (let id = nextAbove(logits, 0, max); id < logits.length; id = nextAbove(logits, id + 1, max)) {

@@ -57,7 +57,7 @@ export class Sequence {
 }
 
 /** Who goes first; the last of the running is the newest, the first to be preempted. */
-export function compareSequences(a: Sequence, b: Sequence): number {
+function compareSequences(a: Sequence, b: Sequence): number {
   return a.priority - b.priority || a.order - b.order || a.choice - b.choice;
 }
 
