@@ -50,7 +50,7 @@ const arrows: Readonly<Record<string, readonly string[]>> = {
   ],
   'runtime/cli': ['runtime'],
   'operator/api': ['runtime/config'],
-  'operator/resources': ['operator/api'],
+  'operator/resources': ['operator/api', 'runtime/config'],
   'operator/plan': ['operator/api', 'operator/resources', 'runtime/preflight'],
   'operator/kube': [],
   'operator/controller': ['operator/kube'],
