@@ -5,6 +5,7 @@
 import { availableParallelism } from 'node:os';
 import { type DeviceSelection, planRanks } from '../driver/device.ts';
 import { SluiceError } from '../errors.ts';
+import type { ModelSpec } from '../models/model.ts';
 import { shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import { planShards } from '../models/shard.ts';
@@ -60,6 +61,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       { param: 'max-length' },
     );
   }
+  checkStepTokens(maxStepTokens, spec, ranks);
   const limits: StepLimits = {
     maxBatchSize,
     maxStepTokens,
@@ -126,6 +128,21 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     for (const thread of threads) thread.terminate();
     throw error;
   }
+}
+
+/** Buffers of a step lie in 32-bit memories, beside KV pages and each other. */
+const stepBufferBytes = 2 ** 30;
+
+function checkStepTokens(maxStepTokens: number, spec: ModelSpec, ranks: number): void {
+  const reduced = (2 * ranks + 1) * spec.hidden;
+  const attended = 2 * (spec.heads + spec.kvHeads) * spec.headDim + spec.rope.rotaryDim;
+  const most = Math.floor(stepBufferBytes / (4 * Math.max(reduced, attended)));
+  if (maxStepTokens <= most) return;
+  throw new SluiceError(
+    'config_invalid',
+    `--max-batch-input-tokens ${maxStepTokens}: with this model and ${ranks} ranks at most ${most}`,
+    { param: 'max-batch-input-tokens' },
+  );
 }
 
 function sizePool(

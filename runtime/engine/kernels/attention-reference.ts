@@ -17,7 +17,7 @@ export interface AttentionShape {
   readonly softcap: number;
 }
 
-/** Rotates one head in place by `angles`, cos[rotaryDim / 2] then sin[rotaryDim / 2]. */
+/** Rotates one head in place by `angles`, cos[rotaryDim / 2] then sin[rotaryDim / 2]; rounded as float32 rounds. */
 export function rotateReference(head: Float32Array, rotaryDim: number, angles: ArrayLike<number>): void {
   const half = rotaryDim / 2;
   for (let i = 0; i < half; i++) {
@@ -25,8 +25,25 @@ export function rotateReference(head: Float32Array, rotaryDim: number, angles: A
     const b = head[i + half]!;
     const cos = angles[i]!;
     const sin = angles[i + half]!;
-    head[i] = a * cos - b * sin;
-    head[i + half] = b * cos + a * sin;
+    head[i] = Math.fround(a * cos) - Math.fround(b * sin);
+    head[i + half] = Math.fround(b * cos) + Math.fround(a * sin);
+  }
+}
+
+/** What a page gives back of one head's k or v: rounded to bfloat16, or to 255 steps of its largest value. */
+export function storeReference(head: Float32Array, dtype: 'float32' | 'bfloat16' | 'int8'): void {
+  if (dtype === 'bfloat16') {
+    const bits = new Uint32Array(head.buffer, head.byteOffset, head.length);
+    for (const [i, word] of bits.entries()) bits[i] = (word + 0x7fff + ((word >>> 16) & 1)) & 0xffff0000;
+  } else if (dtype === 'int8') {
+    const scale = Math.fround(Math.max(...head.map(Math.abs)) / 127);
+    const inverse = scale > 0 ? Math.fround(1 / scale) : 0;
+    for (const [i, value] of head.entries()) {
+      const steps = Math.fround(value * inverse);
+      const low = Math.floor(steps);
+      const even = low % 2 === 0 ? low : low + 1;
+      head[i] = (steps - low === 0.5 ? even : Math.round(steps)) * scale;
+    }
   }
 }
 

@@ -34,7 +34,6 @@ export interface AttentionBuffers {
 }
 
 interface AttentionExports {
-  workBytes(headDim: number): number;
   attendFloat32: Attend;
   attendBfloat16: Attend;
   attendInt8: Attend;
@@ -262,7 +261,7 @@ function scratchBytes(options: PagedAttentionOptions): number {
   const { query, key, rotary } = scratchWidths(options.layers);
   const headDim = Math.max(0, ...options.layers.map((shape) => shape.headDim));
   const padded = Math.ceil(headDim / 8) * 8;
-  // As workBytes of wasm/attention.ts: 32 rows of queries and outputs, their states, four rows of scores.
+  // What wasm/attention.ts works in: 32 rows of queries and outputs, their states, four rows of scores.
   const work = 32 * padded * 8 + 32 * 16 + 1024;
   return (
     reservedBytes +

@@ -187,6 +187,7 @@ test('closing an engine ends its threads', async () => {
 test('what cannot be had is refused in one line', async () => {
   for (const [options, code, message] of [
     [{ maxLength: 4096 }, 'config_invalid', /--max-length 4096: the model was made for at most 512 tokens/],
+    [{ maxStepTokens: 1_048_576 }, 'config_invalid', /--max-batch-input-tokens 1048576: .* at most \d+/],
     [{ kvBytes: 1000 }, 'memory_insufficient', /the KV cache of one sequence of 128 tokens takes 1 MiB/],
     [{ devices: cpu(200) }, 'checkpoint_unsupported', /200 ranks/],
     [{ checkpoint: { path: '/nowhere' } }, 'checkpoint_invalid', /\/nowhere is missing/],

@@ -5,6 +5,7 @@ import {
   type AttentionShape,
   attendReference,
   rotateReference,
+  storeReference,
 } from '../../../runtime/engine/kernels/attention-reference.ts';
 import { type KvDType, PagedAttention } from '../../../runtime/engine/kernels/paged-attention.ts';
 import { planCapacity, type StepLimits, writePlan } from '../../../runtime/engine/step-message.ts';
@@ -44,7 +45,7 @@ function rows(next: () => number, count: number): Float32Array {
 function angles(position: number, rotaryDim: number): number[] {
   const half = rotaryDim / 2;
   const turn = Array.from({ length: half }, (_, i) => position / 100 ** (i / Math.max(1, half)));
-  return [...turn.map(Math.cos), ...turn.map(Math.sin)];
+  return [...turn.map(Math.cos), ...turn.map(Math.sin)].map(Math.fround);
 }
 
 function concat(parts: readonly Float32Array[]): Float32Array {
@@ -120,17 +121,21 @@ function worstDifference(scenario: Scenario): number {
       for (const { state, n, q, k, v } of inputs) {
         const turnedQ = q.slice();
         const turnedK = k.slice();
+        const storedV = v.slice();
         for (let i = 0; i < n; i++) {
           const turn = angles(state.position + i, rotaryDim);
           for (let h = 0; h < heads; h++) {
             rotateReference(turnedQ.subarray((i * heads + h) * headDim), rotaryDim, turn);
           }
           for (let h = 0; h < kvHeads; h++) {
-            rotateReference(turnedK.subarray((i * kvHeads + h) * headDim), rotaryDim, turn);
+            const at = (i * kvHeads + h) * headDim;
+            rotateReference(turnedK.subarray(at), rotaryDim, turn);
+            storeReference(turnedK.subarray(at, at + headDim), dtype);
+            storeReference(storedV.subarray(at, at + headDim), dtype);
           }
         }
         state.keys.push(turnedK);
-        state.values.push(v);
+        state.values.push(storedV);
         const expected = attendReference(
           shape,
           n,
@@ -154,13 +159,14 @@ function worstDifference(scenario: Scenario): number {
   return worst;
 }
 
-const tolerance: Record<KvDType, number> = { float32: 2e-5, bfloat16: 2e-2, int8: 4e-2 };
+/** The reference rounds what is stored as the pages do, so only the order of sums differs. */
+const tolerance = 3e-5;
 
 const shapes = fc
   .record({
     kvHeads: fc.integer({ min: 1, max: 4 }),
     group: fc.integer({ min: 1, max: 9 }),
-    halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(16, 32, 64)),
+    halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(16, 32, 64, 128)),
     rotaryShare: fc.constantFrom(0, 0.5, 1),
     window: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 100 })),
     softcap: fc.constantFrom(0, 0, 2, 30),
@@ -194,9 +200,9 @@ test('paged attention equals the reference for random shapes, pages, dtypes and 
   fc.assert(
     fc.property(scenarios, (scenario) => {
       const worst = worstDifference(scenario);
-      assert.ok(worst < tolerance[scenario.dtype], `off by ${worst}`);
+      assert.ok(worst < tolerance, `off by ${worst}`);
     }),
-    { numRuns: 150 },
+    { numRuns: 100 },
   );
 });
 
@@ -213,7 +219,7 @@ test('paged attention follows a long prompt in uneven chunks, then single tokens
       ],
       seed: 7,
     });
-    assert.ok(worst < tolerance[dtype], `${dtype}: off by ${worst}`);
+    assert.ok(worst < tolerance, `${dtype}: off by ${worst}`);
   }
 });
 

@@ -17,24 +17,9 @@ import { headBytes, load4, scalesOffset, toBfloat16, valuesOffset, vStride } fro
 /** Keys per chunk, and bytes of a row of scores. */
 const CHUNK: i32 = 64;
 const SCORE_ROW: usize = 256;
-/** Query rows that walk over a chunk together. */
+/** Query rows that walk over a chunk together; the room at `work` is for as many (scratchBytes of paged-attention.ts). */
 const TILE: i32 = 32;
 const MASKED: f32 = -1e30;
-
-/** Bytes that `attend` needs at `work`. */
-export function workBytes(headDim: i32): i32 {
-  return TILE * vStride(headDim) * 8 + TILE * 16 + <i32>SCORE_ROW * 4;
-}
-
-export function pageBytes(elementBytes: i32, kvHeads: i32, headDim: i32, blockTokens: i32): i32 {
-  const one =
-    elementBytes == 4
-      ? headBytes<f32>(headDim, blockTokens)
-      : elementBytes == 2
-        ? headBytes<u16>(headDim, blockTokens)
-        : headBytes<i8>(headDim, blockTokens);
-  return <i32>one * kvHeads;
-}
 
 /** Rotates the pairs (i, i + half) of one head by cos[half], sin[half]. */
 function rotate(x: usize, table: usize, half: i32): void {
