@@ -22,8 +22,9 @@ General:
       A file of options; its keys are the flags without the dashes.
   --help, --version
 
-Each option is also a variable: --log-level is SLUICE_OPERATOR_LOG_LEVEL. A flag wins over a variable, a variable over the
-file. Booleans are --leader-elect and --no-leader-elect. Exit codes: 0 stopped by a signal, 1 failed, 2 wrong options.
+Each option is also a variable: --log-level is SLUICE_OPERATOR_LOG_LEVEL. A flag wins over a
+variable, a variable over the file. Booleans are --leader-elect and --no-leader-elect. Exit codes:
+0 stopped by a signal, 1 failed, 2 wrong options.
 `;
 }
 

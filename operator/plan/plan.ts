@@ -56,7 +56,7 @@ export interface PlanOptions {
 const revisionHistoryLimit = 5;
 
 /** How often to look whether a foreign object has gone: it need not carry our labels, so no watch tells. */
-const conflictRequeueMs = 30_000;
+const conflictRequeueMs = 10_000;
 
 /** Names that the plan may want to create; the world must hold what is there under them, whoever owns it. */
 export function wantedChildren(service: AnyObject): { kind: string; name: string }[] {

@@ -201,7 +201,7 @@ for (const kind of ['Service', 'Deployment', 'ControllerRevision']) {
     cluster.put(other);
     const plan = cluster.plan();
     assert.ok(!plan.actions.some((action) => action.object.kind === kind));
-    assert.equal(plan.requeueAfterMs, 30_000, 'its end need not be seen by a watch');
+    assert.equal(plan.requeueAfterMs, 10_000, 'its end need not be seen by a watch');
     cluster.reconcile();
     assert.deepEqual(cluster.child(kind, wanted.metadata.name), other);
     assert.equal(cluster.condition('Stalled').reason, 'NameConflict');
