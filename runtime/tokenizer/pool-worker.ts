@@ -5,7 +5,7 @@ import { type ChatMessage, loadChatTemplate, type RenderOptions } from './chat-t
 import { loadTokenizer } from './hugging-face.ts';
 
 export type PoolJob =
-  | { readonly kind: 'text'; readonly text: string; readonly addSpecialTokens: boolean }
+  | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly addSpecialTokens: boolean }
   | {
       readonly kind: 'chat';
       readonly messages: readonly ChatMessage[];
@@ -13,16 +13,16 @@ export type PoolJob =
     };
 
 export type PoolAnswer =
-  | { readonly ids: number[] }
+  | { readonly ids: number[][] }
   | { readonly code: ErrorCode; readonly message: string; readonly param: string };
 
 const tokenizer = loadTokenizer(workerData as string);
 const template = loadChatTemplate(workerData as string);
 
-function run(job: PoolJob): number[] {
-  if (job.kind === 'text') return tokenizer.encode(job.text, job);
+function run(job: PoolJob): number[][] {
+  if (job.kind === 'texts') return job.texts.map((text) => tokenizer.encode(text, job));
   // Jobs of chats come only from a pool that has a template.
-  return tokenizer.encode(template!.render(job.messages, job.options), job.options);
+  return [tokenizer.encode(template!.render(job.messages, job.options), job.options)];
 }
 
 parentPort!.on('message', ({ id, job }: { id: number; job: PoolJob }) => {

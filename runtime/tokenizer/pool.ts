@@ -20,7 +20,7 @@ const shortCharacters = 8192;
 const workerCount = 2;
 
 interface Pending {
-  resolve(ids: number[]): void;
+  resolve(ids: number[][]): void;
   reject(error: unknown): void;
 }
 
@@ -44,8 +44,13 @@ export class TokenizerPool {
   }
 
   async encode(text: string, options: { addSpecialTokens: boolean }): Promise<number[]> {
-    if (text.length <= shortCharacters) return this.tokenizer.encode(text, options);
-    return this.#send({ kind: 'text', text, ...options });
+    return (await this.encodeAll([text], options))[0]!;
+  }
+
+  async encodeAll(texts: readonly string[], options: { addSpecialTokens: boolean }): Promise<number[][]> {
+    const length = texts.reduce((sum, text) => sum + text.length, 0);
+    if (length <= shortCharacters) return texts.map((text) => this.tokenizer.encode(text, options));
+    return this.#send({ kind: 'texts', texts, ...options });
   }
 
   /** The ids of a chat in the checkpoint's template. Throws SluiceError `request_invalid` when it has none. */
@@ -62,14 +67,14 @@ export class TokenizerPool {
     const length = messages.reduce((sum, message) => sum + message.content.length, 0);
     if (length <= shortCharacters)
       return this.tokenizer.encode(this.template.render(messages, options), options);
-    return this.#send({ kind: 'chat', messages, options });
+    return (await this.#send({ kind: 'chat', messages, options }))[0]!;
   }
 
   async close(): Promise<void> {
     await Promise.all(this.#workers.splice(0).map(({ thread }) => thread.terminate()));
   }
 
-  #send(job: PoolJob): Promise<number[]> {
+  #send(job: PoolJob): Promise<number[][]> {
     const worker = this.#leastBusy();
     const id = this.#nextJob++;
     return new Promise((resolve, reject) => {

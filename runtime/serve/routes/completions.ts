@@ -77,9 +77,8 @@ function checkCombinations(body: CompletionBody): void {
 
 async function promptIds(backend: Backend, body: CompletionBody): Promise<readonly number[][]> {
   const { prompt } = body;
-  const encode = (text: string) =>
-    backend.tokenizer.encode(text, { addSpecialTokens: body.add_special_tokens ?? true });
-  const prompts = 'ids' in prompt ? prompt.ids : await Promise.all(prompt.texts.map(encode));
+  const options = { addSpecialTokens: body.add_special_tokens ?? true };
+  const prompts = 'ids' in prompt ? prompt.ids : await backend.tokenizer.encodeAll(prompt.texts, options);
   prompts.forEach((ids, index) => {
     const field = prompts.length === 1 ? 'prompt' : `prompt[${index}]`;
     checkTokenIds(ids, backend.vocabulary, field);

@@ -1,7 +1,9 @@
 /** POST /tokenize and /detokenize, as vLLM has them. */
+import { setImmediate } from 'node:timers/promises';
 import type { FastifyInstance } from 'fastify';
 import { z } from 'zod';
 import { SluiceError } from '../../errors.ts';
+import type { Tokenizer } from '../../tokenizer/tokenizer.ts';
 import { messagesField, templateMessages, toolsField } from '../chat-schema.ts';
 import { isTokenIds } from '../completion-schema.ts';
 import { checkModel, type ServerContext } from '../context.ts';
@@ -72,6 +74,19 @@ export function registerTokenize(app: FastifyInstance, context: ServerContext): 
     if (body.model !== undefined) checkModel(context, body.model);
     const tokens = body.tokens as number[];
     checkTokenIds(tokens, backend.vocabulary, 'tokens');
-    return { prompt: backend.tokenizer.tokenizer.decode(tokens) };
+    return { prompt: await decode(backend.tokenizer.tokenizer, tokens) };
   });
+}
+
+/** Ids decoded between two turns of the event loop: a few milliseconds of work. */
+const idsPerTurn = 8192;
+
+async function decode(tokenizer: Tokenizer, ids: readonly number[]): Promise<string> {
+  const stream = tokenizer.stream();
+  const parts: string[] = [];
+  for (let index = 0; index < ids.length; index++) {
+    if (index > 0 && index % idsPerTurn === 0) await setImmediate();
+    parts.push(stream.push(ids[index]!));
+  }
+  return parts.join('') + stream.flush();
 }
