@@ -45,6 +45,7 @@ const scalingSchema = z.looseObject({
   truncate: z.boolean().optional(),
   short_factor: z.array(positive).optional(),
   long_factor: z.array(positive).optional(),
+  factors: z.array(positive).optional(),
 });
 
 /** The keys that say how to rotate, as any version of transformers writes them. */
@@ -129,6 +130,7 @@ const kinds: Readonly<Record<string, (basis: Basis) => RopeSpec>> = {
   yarn,
   longrope,
   su: longrope,
+  frequency_factors: frequencyFactors,
 };
 
 function inverseFrequencies(theta: number, rotaryDim: number): Float64Array {
@@ -198,28 +200,37 @@ function yarn(basis: Basis): RopeSpec {
   return fixed(basis, frequencies, attentionFactor);
 }
 
+/** A divisor for each frequency, worked out beforehand: what a GGUF holds (rope_freqs.weight). */
+function frequencyFactors(basis: Basis): RopeSpec {
+  return fixed(basis, divided(basis, 'factors'));
+}
+
+/** The plain frequencies, each divided by its own factor. */
+function divided(basis: Basis, key: 'factors' | 'short_factor' | 'long_factor'): Float64Array {
+  const { theta, rotaryDim } = basis;
+  const factors = basis.need(key);
+  const base = inverseFrequencies(theta, rotaryDim);
+  if (factors.length !== base.length) {
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `rope_scaling.${key} has ${factors.length} numbers, ${base.length} are expected (half of ${rotaryDim} rotary dimensions)`,
+    );
+  }
+  return base.map((frequency, pair) => frequency / factors[pair]!);
+}
+
 /** Two sets of divisors: variant 1 is for sequences beyond the original length. */
 function longrope(basis: Basis): RopeSpec {
-  const { theta, rotaryDim, scaling, maxLength } = basis;
+  const { rotaryDim, scaling, maxLength } = basis;
   const original = basis.originalMaxLength ?? maxLength;
   // Without the original length the factor says how far the context was stretched.
   const stretch = basis.originalMaxLength === undefined ? (scaling.factor ?? 1) : maxLength / original;
   const attentionFactor =
     scaling.attention_factor ?? (stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original)));
-  const base = inverseFrequencies(theta, rotaryDim);
-  const tables = (['short_factor', 'long_factor'] as const).map((key) => {
-    const factors = basis.need(key);
-    if (factors.length !== base.length) {
-      throw new SluiceError(
-        'checkpoint_invalid',
-        `rope_scaling.${key} has ${factors.length} numbers, ${base.length} are expected (half of ${rotaryDim} rotary dimensions)`,
-      );
-    }
-    return {
-      inverseFrequencies: base.map((frequency, pair) => frequency / factors[pair]!),
-      attentionFactor,
-    };
-  });
+  const tables = (['short_factor', 'long_factor'] as const).map((key) => ({
+    inverseFrequencies: divided(basis, key),
+    attentionFactor,
+  }));
   return {
     rotaryDim,
     maxLength,

@@ -61,4 +61,6 @@ export interface Checkpoint {
   readonly weightBytes: number;
   /** Changes when the files' content does: what prepared weights are cached under. Absent: they are not cached. */
   readonly identity?: string;
+  /** All metadata of a GGUF, for its tokenizer and chat template; absent elsewhere. */
+  readonly metadata?: ReadonlyMap<string, unknown>;
 }

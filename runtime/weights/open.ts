@@ -1,45 +1,59 @@
 /**
- * Opens a checkpoint folder: config.json, generation_config.json and the weights, in one file, in shards by an index,
- * or in files given beside it. Reads headers only. Must not know architectures.
+ * Opens a checkpoint: a folder (config.json, generation_config.json and the weights, in one file, in shards by an index,
+ * or in files given beside it) or a GGUF file, which has all of it inside. Reads headers only. Must not know architectures.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { SluiceError } from '../errors.ts';
 import type { Checkpoint, DenseTensor } from './checkpoint.ts';
+import { ggufParts, openGguf } from './gguf/checkpoint.ts';
 import { readJsonObject } from './json.ts';
+import { joinPrequantized } from './prequantized.ts';
 import { readSafetensors, type SafetensorsFile } from './safetensors.ts';
 
 export interface OpenOptions {
-  /** Safetensors files that are read instead of the folder's own. */
+  /** Safetensors files, or a GGUF file, that are read instead of the checkpoint's own weights. */
   readonly weightPaths?: readonly string[];
 }
 
 const singleFile = 'model.safetensors';
 const indexFile = 'model.safetensors.index.json';
 
-/** Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`: one line that names the file at fault. */
-export function openCheckpoint(folder: string, options: OpenOptions = {}): Checkpoint {
-  checkFolder(folder);
-  const configFile = path.join(folder, 'config.json');
-  const config = readJsonObject(configFile);
-  if (config === undefined) {
+export const isGguf = (file: string): boolean => file.toLowerCase().endsWith('.gguf');
+
+/**
+ * `place` is a folder or a GGUF file. Configuration comes from there, also when the weights come from elsewhere; a folder
+ * without config.json whose weights are a GGUF has it from that file.
+ * Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`: one line that names the file at fault.
+ */
+export function openCheckpoint(place: string, options: OpenOptions = {}): Checkpoint {
+  const weightPaths = options.weightPaths ?? [];
+  if (weightPaths.length === 0 && isGguf(place) && !isFolder(place)) return openGguf(place);
+  const own = isFolder(place) ? readFolder(place) : readGgufPlace(place);
+  const gguf = weightPaths.length > 0 ? givenGguf(weightPaths) : own.gguf;
+  if (gguf !== undefined) {
+    const opened = openGguf(gguf);
+    // config.json may be that of the checkpoint before it was quantized in another way: what GGUF stores counts.
+    return own.config === undefined ? opened : { ...opened, ...own.files, config: own.config };
+  }
+  if (own.config === undefined) {
     throw new SluiceError(
       'checkpoint_invalid',
-      `${configFile} is missing: a checkpoint is a folder with config.json, tokenizer.json and safetensors`,
+      `${path.join(place, 'config.json')} is missing: a checkpoint is a folder with config.json, tokenizer.json and safetensors, or a GGUF file`,
     );
   }
-  const generationConfig = readJsonObject(path.join(folder, 'generation_config.json')) ?? {};
-  const weightPaths = options.weightPaths ?? [];
-  const files = (weightPaths.length > 0 ? [...weightPaths] : weightFiles(folder)).map(readSafetensors);
+  const files = (weightPaths.length > 0 ? [...weightPaths] : weightFiles(place)).map(readSafetensors);
   const tensors = mergeTensors(files);
-  if (weightPaths.length === 0) checkIndex(folder, tensors);
+  if (weightPaths.length === 0) checkIndex(place, tensors);
+  const quantized = joinPrequantized(place, own.config, own.quantizeConfig, tensors);
   return {
-    path: folder,
-    config,
-    generationConfig,
-    tensors,
-    encoding: denseEncoding(tensors),
+    path: place,
+    config: own.config,
+    generationConfig: {},
+    ...own.files,
+    tensors: quantized?.tensors ?? tensors,
+    encoding: quantized?.encoding ?? denseEncoding(tensors),
     weightBytes: files.reduce((bytes, file) => bytes + file.dataBytes, 0),
     identity: createHash('sha256')
       .update(JSON.stringify(files.map((file) => [file.file, file.identity])))
@@ -47,18 +61,78 @@ export function openCheckpoint(folder: string, options: OpenOptions = {}): Check
   };
 }
 
-function checkFolder(folder: string): void {
-  let isFolder = false;
+/** What a place says of its checkpoint, the weights aside. */
+interface Description {
+  readonly config?: Checkpoint['config'];
+  readonly quantizeConfig?: Readonly<Record<string, unknown>>;
+  readonly files?: Pick<Checkpoint, 'generationConfig'> & Partial<Pick<Checkpoint, 'metadata'>>;
+  /** The GGUF that holds a folder's weights. */
+  readonly gguf?: string;
+}
+
+function readFolder(folder: string): Description {
+  const config = readJsonObject(path.join(folder, 'config.json'));
+  const generationConfig = readJsonObject(path.join(folder, 'generation_config.json'));
+  const quantizeConfig = readJsonObject(path.join(folder, 'quantize_config.json'));
+  const gguf = onlyGguf(folder);
+  return {
+    ...(config === undefined ? {} : { config }),
+    ...(quantizeConfig === undefined ? {} : { quantizeConfig }),
+    ...(generationConfig === undefined ? {} : { files: { generationConfig } }),
+    ...(gguf === undefined ? {} : { gguf }),
+  };
+}
+
+function readGgufPlace(file: string): Description {
+  const { config, generationConfig, metadata } = openGguf(file);
+  return { config, files: { generationConfig, metadata } };
+}
+
+function isFolder(place: string): boolean {
+  let folder = false;
   try {
-    isFolder = statSync(folder).isDirectory();
+    folder = statSync(place).isDirectory();
   } catch (cause) {
     throw new SluiceError(
       'checkpoint_invalid',
-      `${folder} is missing: the form expected is a checkpoint's folder, for example /models/llama`,
+      `${place} is missing: the form expected is a checkpoint's folder or a GGUF file, for example /models/llama`,
       { cause },
     );
   }
-  if (!isFolder) throw new SluiceError('checkpoint_invalid', `${folder} is not a folder`);
+  if (!folder && !isGguf(place))
+    throw new SluiceError('checkpoint_invalid', `${place} is not a folder and not a GGUF file`);
+  return folder;
+}
+
+/** The GGUF among the files given, or undefined where they are safetensors. */
+function givenGguf(weightPaths: readonly string[]): string | undefined {
+  const first = weightPaths.find(isGguf);
+  if (first === undefined) return undefined;
+  const parts = ggufParts(first).map((part) => path.resolve(part));
+  const stranger = weightPaths.find((file) => !parts.includes(path.resolve(file)));
+  if (stranger !== undefined) {
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `${stranger} and ${first} cannot both be the weights: one GGUF file is expected (any part names a split one), or safetensors files`,
+    );
+  }
+  return first;
+}
+
+/** The GGUF of a folder that has no safetensors: one file, or the parts of one. */
+function onlyGguf(folder: string): string | undefined {
+  const names = readdirSync(folder);
+  if (names.some((name) => name.endsWith('.safetensors') || name === indexFile)) return undefined;
+  const found = names.filter(isGguf).sort();
+  if (found.length === 0) return undefined;
+  const parts = ggufParts(path.join(folder, found[0]!)).map((part) => path.basename(part));
+  if (found.some((name) => !parts.includes(name))) {
+    throw new SluiceError(
+      'checkpoint_invalid',
+      `${folder} has several GGUF models (${found.slice(0, 4).join(', ')}): name the one to use, for example --weight-path ${path.join(folder, found[0]!)}`,
+    );
+  }
+  return path.join(folder, found[0]!);
 }
 
 /** The folder's weight files: one, or those that the index names. */

@@ -2,6 +2,7 @@
  * A GGUF file (or all parts of a split one) as a Checkpoint: transformers' names, q and k rows in transformers' order.
  * Throws SluiceError `checkpoint_invalid` for a broken file, `checkpoint_unsupported` for one that we cannot run.
  */
+import { createHash } from 'node:crypto';
 import { closeSync, openSync, readSync } from 'node:fs';
 import path from 'node:path';
 import type { DType } from '../../dtype.ts';
@@ -19,7 +20,7 @@ import { type GgufArchitecture, ggufArchitectures, transformersName } from './na
 import { type GgufHeader, type GgufTensor, type GgufValue, quote, readGgufHeader } from './reader.ts';
 
 export interface GgufCheckpoint extends Checkpoint {
-  /** All metadata of the first part; the tokenizer and the chat template are made from it. */
+  /** Of the first part. */
   readonly metadata: ReadonlyMap<string, GgufValue>;
 }
 
@@ -144,7 +145,7 @@ function quantizedTensor(
 }
 
 /** All parts of a split model, given any one of them (`name-00001-of-00003.gguf`). */
-function partsOf(file: string): string[] {
+export function ggufParts(file: string): string[] {
   const match = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/.exec(path.basename(file));
   if (!match) return [file];
   const count = Number(match[3]);
@@ -175,7 +176,7 @@ function encodingOf(tensors: readonly Placed[]): string {
 }
 
 export function openGguf(file: string): GgufCheckpoint {
-  const headers = partsOf(file).map(readGgufHeader);
+  const headers = ggufParts(file).map(readGgufHeader);
   const first = headers[0]!;
   const name = String(first.metadata.get('general.architecture') ?? '');
   const kind: GgufArchitecture | undefined = Object.hasOwn(ggufArchitectures, name)
@@ -261,6 +262,9 @@ export function openGguf(file: string): GgufCheckpoint {
     tensors,
     encoding: encodingOf(placed),
     weightBytes: placed.reduce((sum, tensor) => sum + tensor.bytes, 0),
+    identity: createHash('sha256')
+      .update(JSON.stringify(headers.map((header) => [header.file, header.identity])))
+      .digest('hex'),
     metadata: first.metadata,
   };
 }

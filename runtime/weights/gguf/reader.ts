@@ -23,6 +23,8 @@ export interface GgufHeader {
   readonly fileBytes: number;
   readonly metadata: ReadonlyMap<string, GgufValue>;
   readonly tensors: readonly GgufTensor[];
+  /** Tells this content from any other in the same place: size, time and place of the file. */
+  readonly identity: string;
 }
 
 const windowBytes = 1 << 20;
@@ -172,10 +174,11 @@ export function readGgufHeader(file: string): GgufHeader {
     throw invalid(file, `cannot be opened (${(cause as NodeJS.ErrnoException).code})`, cause);
   }
   try {
-    const status = fstatSync(descriptor);
+    const status = fstatSync(descriptor, { bigint: true });
+    const size = Number(status.size);
     if (!status.isFile())
       throw invalid(file, 'is not a file; a GGUF checkpoint is one, for example model-Q4_1.gguf');
-    const cursor = new Cursor(file, descriptor, status.size);
+    const cursor = new Cursor(file, descriptor, size);
     const magic = Buffer.from(cursor.bytes(4, 'the magic number')).toString('latin1');
     if (magic !== 'GGUF')
       throw invalid(file, `is not a GGUF file: it starts with ${JSON.stringify(magic)}, not "GGUF"`);
@@ -224,7 +227,8 @@ export function readGgufHeader(file: string): GgufHeader {
     }
     const dataStart = Math.ceil(cursor.position / alignment) * alignment;
     const tensors = infos.map((info) => ({ ...info, offset: dataStart + info.offset }));
-    return { file, fileBytes: status.size, metadata, tensors };
+    const identity = `${status.dev}:${status.ino}:${status.size}:${status.mtimeNs}`;
+    return { file, fileBytes: size, metadata, tensors, identity };
   } finally {
     closeSync(descriptor);
   }
