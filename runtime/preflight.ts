@@ -18,8 +18,6 @@ export interface CheckpointFacts {
   /** How the weights are stored: `float32`, `bfloat16`, `float16`, `gptq`, `awq`, `q4_1`, ... */
   readonly encoding: string;
   readonly weightBytes: number;
-  /** Columns that a quantized matrix keeps together; absent for plain weights. */
-  readonly quantizationBlock?: number;
 }
 
 export interface RunWish {
@@ -40,8 +38,8 @@ export interface PreflightProblem {
   readonly message: string;
 }
 
-/** Columns of the MLP that are never cut apart in plain weights: a kernel works on so many at once. */
-export const plainUnit = 16;
+/** Columns of the MLP that are never cut apart: the smallest block of the kernels for quantized weights. */
+export const smallestUnit = 16;
 
 /** Empty: nothing known stands against it. */
 export function preflight(facts: CheckpointFacts, wish: RunWish): PreflightProblem[] {
@@ -54,11 +52,8 @@ export function preflight(facts: CheckpointFacts, wish: RunWish): PreflightProbl
 }
 
 /** The most ranks that the model can be cut for. */
-export function maximumRanks({
-  intermediate,
-  quantizationBlock,
-}: Pick<CheckpointFacts, 'intermediate' | 'quantizationBlock'>): number {
-  return Math.ceil(intermediate / (quantizationBlock ?? plainUnit));
+export function maximumRanks({ intermediate }: Pick<CheckpointFacts, 'intermediate'>): number {
+  return Math.ceil(intermediate / smallestUnit);
 }
 
 function headProblems({ hidden, heads, kvHeads, headDim }: CheckpointFacts): PreflightProblem[] {
@@ -81,11 +76,10 @@ function headProblems({ hidden, heads, kvHeads, headDim }: CheckpointFacts): Pre
 function rankProblems(facts: CheckpointFacts, { ranks }: RunWish): PreflightProblem[] {
   const most = maximumRanks(facts);
   if (ranks <= most) return [];
-  const unit = facts.quantizationBlock ?? plainUnit;
   return [
     {
       code: 'ranks',
-      message: `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${most} pieces of ${unit}, so at most ${most} ranks`,
+      message: `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${most} pieces of ${smallestUnit}, so at most ${most} ranks`,
     },
   ];
 }

@@ -14,7 +14,7 @@ import { dtypeBytes } from '../dtype.ts';
 import type { Initializer } from '../graph/graph.ts';
 import { toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
-import type { Model } from './model.ts';
+import type { Model, ModelSpec } from './model.ts';
 import { RankGraph } from './rank-graph.ts';
 import { planShards, type Shard, type ShardUnits } from './shard.ts';
 import {
@@ -88,20 +88,25 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
   return { shard, body: prepared(body), head: prepared(head) };
 }
 
-/** What may not be cut: quantization blocks of the checkpoint. Throws SluiceError. */
+/** The smallest block that the kernels for quantized weights take; plain weights are cut so too. */
+const smallestUnit = 16;
+
+/** What is better not cut, quantization blocks of the checkpoint, and what may not be. */
 export function shardUnits(
-  spec: { readonly heads: number; readonly kvHeads: number; readonly headDim: number },
+  spec: Pick<ModelSpec, 'heads' | 'kvHeads' | 'headDim'>,
   checkpoint: Pick<Checkpoint, 'tensors'>,
 ): ShardUnits {
-  let block = 16;
+  let block = smallestUnit;
+  let quantized = false;
   for (const tensor of checkpoint.tensors.values()) {
-    if (tensor.kind === 'quantized') block = Math.max(block, tensor.blockSize);
+    if (tensor.kind !== 'quantized') continue;
+    quantized = true;
+    block = Math.max(block, tensor.blockSize);
   }
   const columnsOfKvHead = (spec.heads / spec.kvHeads) * spec.headDim;
   let kvHeads = 1;
-  const quantized = [...checkpoint.tensors.values()].some((tensor) => tensor.kind === 'quantized');
-  while (quantized && kvHeads < spec.kvHeads && (kvHeads * columnsOfKvHead) % block !== 0) kvHeads++;
-  return { intermediate: block, kvHeads };
+  while (quantized && kvHeads < spec.kvHeads && (kvHeads * columnsOfKvHead) % smallestUnit !== 0) kvHeads++;
+  return { intermediate: block, smallest: smallestUnit, kvHeads };
 }
 
 function placeWeights(

@@ -17,7 +17,7 @@ export interface QuantizedProjection {
   /** Name of the cut, for its initializers. */
   readonly weight: string;
   readonly rows: Range;
-  /** On block boundaries, but for the end of the matrix; a permuted matrix may be cut anywhere. */
+  /** On multiples of 16, but for the end of the matrix; a permuted matrix may be cut anywhere. */
   readonly columns: Range;
   readonly bias: Value | null;
   /** 4: activations quantized to int8 per block; 0: float32. */
@@ -31,10 +31,11 @@ export function quantizedProjection(
   x: Value,
   projection: QuantizedProjection,
 ): Value {
-  const { tensor, weight, rows, bias, accuracyLevel } = projection;
+  const { weight, rows, columns, bias, accuracyLevel } = projection;
+  const tensor = withSmallerBlocks(projection.tensor, columns);
   const { bits, blockSize } = tensor;
   const outputs = rangeSize(rows);
-  const cut = planCut(tensor, projection.columns);
+  const cut = planCut(tensor, columns);
   const blocks = cut.blocks.length;
   const source = (part: (bytes: QuantizedBytes) => ArrayBufferView): InitializerSource => ({
     read() {
@@ -79,6 +80,51 @@ export function quantizedProjection(
   );
   const sums = blockSums(builder, `${name}.sums`, input, blockSize);
   return add(builder, `${name}.affine`, product, linear(builder, `${name}.minima`, sums, minima));
+}
+
+/** The tensor in blocks so small that the cut lies between them. */
+function withSmallerBlocks(tensor: QuantizedTensor, columns: Range): QuantizedTensor {
+  const between = (column: number, size: number): boolean =>
+    column % size === 0 || column === tensor.shape[1];
+  let { blockSize } = tensor;
+  while (blockSize > 16 && !(between(columns.start, blockSize) && between(columns.end, blockSize))) {
+    blockSize /= 2;
+  }
+  if (blockSize === tensor.blockSize || readOnce(tensor).permutation !== undefined) return tensor;
+  const pieces = tensor.blockSize / blockSize;
+  const { bits } = tensor;
+  const [outputs] = tensor.shape;
+  return {
+    ...tensor,
+    blockSize,
+    // Packed values lie in the order of the columns: only what there is one of for each block is repeated.
+    read() {
+      const { packed, scales, zeros, minima } = readOnce(tensor);
+      const repeat = (values: Float32Array): Float32Array =>
+        Float32Array.from(
+          { length: values.length * pieces },
+          (_, index) => values[Math.floor(index / pieces)]!,
+        );
+      const blocks = scales.length / outputs;
+      const [rowBytes, wideBytes] = [blocks, blocks * pieces].map((count) => Math.ceil((count * bits) / 8));
+      const repeatZeros = (from: Uint8Array): Uint8Array => {
+        const out = new Uint8Array(outputs * wideBytes!);
+        for (let row = 0; row < outputs; row++) {
+          for (let block = 0; block < blocks * pieces; block++) {
+            const zero = quantizedAt(from, row * rowBytes!, Math.floor(block / pieces), bits);
+            setQuantized(out, row * wideBytes!, block, bits, zero);
+          }
+        }
+        return out;
+      };
+      return {
+        packed,
+        scales: repeat(scales),
+        ...(zeros === undefined ? {} : { zeros: repeatZeros(zeros) }),
+        ...(minima === undefined ? {} : { minima: repeat(minima) }),
+      };
+    },
+  };
 }
 
 interface ColumnCut {

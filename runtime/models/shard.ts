@@ -36,8 +36,10 @@ export interface ShardFacts {
 }
 
 export interface ShardUnits {
-  /** Columns of the MLP that stay together: the quantization block. */
+  /** Columns of the MLP that stay together where there are enough of them: the quantization block. */
   readonly intermediate: number;
+  /** Columns that stay together in any case; `intermediate` is it times a power of two. */
+  readonly smallest: number;
   /** KV heads that stay together, so that the output projection is cut on quantization blocks. */
   readonly kvHeads: number;
 }
@@ -45,11 +47,13 @@ export interface ShardUnits {
 /** Throws SluiceError `checkpoint_unsupported` when there are more ranks than units of the MLP. */
 export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits): Shard[] {
   const kvUnits = Math.ceil(facts.kvHeads / units.kvHeads);
-  const mlpUnits = Math.ceil(facts.intermediate / units.intermediate);
+  let unit = units.intermediate;
+  while (unit > units.smallest && Math.ceil(facts.intermediate / unit) < ranks) unit /= 2;
+  const mlpUnits = Math.ceil(facts.intermediate / unit);
   if (ranks > mlpUnits) {
     throw new SluiceError(
       'checkpoint_unsupported',
-      `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${mlpUnits} pieces of ${units.intermediate}, so at most ${mlpUnits} ranks`,
+      `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${mlpUnits} pieces of ${unit}, so at most ${mlpUnits} ranks`,
     );
   }
   const group = facts.heads / facts.kvHeads;
@@ -63,13 +67,13 @@ export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits):
   // Multiplications a token: q and o have `group` times the heads that k and v have.
   const load = kvHeads.map((range) => rangeSize(range) * (2 * group + 2) * facts.headDim);
   const mlpCounts = load.map(() => 1);
-  for (let rank = 0; rank < ranks; rank++) load[rank]! += 3 * units.intermediate;
-  for (let unit = ranks; unit < mlpUnits; unit++) {
+  for (let rank = 0; rank < ranks; rank++) load[rank]! += 3 * unit;
+  for (let assigned = ranks; assigned < mlpUnits; assigned++) {
     const lightest = load.indexOf(Math.min(...load));
     mlpCounts[lightest]!++;
-    load[lightest]! += 3 * units.intermediate;
+    load[lightest]! += 3 * unit;
   }
-  const intermediate = cut(mlpCounts, units.intermediate, facts.intermediate);
+  const intermediate = cut(mlpCounts, unit, facts.intermediate);
   return kvHeads.map((range, rank) => ({
     rank,
     ranks,

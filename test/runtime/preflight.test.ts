@@ -20,7 +20,6 @@ const table: readonly (readonly [string, Partial<CheckpointFacts>, RunWish, read
   ['more ranks than KV heads are fine', {}, { ranks: 4 }, []],
   ['as many ranks as pieces of the MLP are fine', {}, { ranks: 96 }, []],
   ['more ranks than pieces of the MLP are refused', {}, { ranks: 97 }, ['ranks']],
-  ['quantization blocks make fewer pieces', { quantizationBlock: 128 }, { ranks: 13 }, ['ranks']],
   ['KV heads must divide heads', { kvHeads: 4 }, { ranks: 1 }, ['heads']],
   ['half precision can be widened', {}, { ranks: 1, encoding: 'float32' }, []],
   ['its own encoding is given', {}, { ranks: 1, encoding: 'bfloat16' }, []],

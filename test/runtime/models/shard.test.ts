@@ -5,7 +5,7 @@ import { SluiceError } from '../../../runtime/errors.ts';
 import { planShards, type Range, rangeSize } from '../../../runtime/models/shard.ts';
 
 const smol = { hidden: 576, heads: 9, kvHeads: 3, headDim: 64, intermediate: 1536, vocabulary: 49152 };
-const units = { intermediate: 32, kvHeads: 1 };
+const units = { intermediate: 32, smallest: 32, kvHeads: 1 };
 
 /** Ranges follow each other from 0 to the end. */
 function assertTiles(ranges: readonly Range[], total: number): void {
@@ -33,7 +33,11 @@ test('whatever the sizes, the shards hold everything once, in whole heads and un
     fc.property(sizes, ({ group, unit, kvUnit, ranks, ...rest }) => {
       const facts = { ...rest, hidden: 512, heads: group * rest.kvHeads };
       fc.pre(ranks <= Math.ceil(facts.intermediate / unit));
-      const shards = planShards(facts, ranks, { intermediate: unit, kvHeads: kvUnit });
+      const shards = planShards(facts, ranks, {
+        intermediate: unit,
+        smallest: unit,
+        kvHeads: kvUnit,
+      });
       assertTiles(
         shards.map(({ kvHeads }) => kvHeads),
         facts.kvHeads,
@@ -89,5 +93,19 @@ test('more ranks than pieces of the MLP are refused with the numbers', () => {
       error instanceof SluiceError &&
       error.code === 'checkpoint_unsupported' &&
       /49 ranks: .*1536 columns .*48 pieces of 32/.test(error.message),
+  );
+});
+
+test('units are halved before ranks are refused', () => {
+  const facts = { ...smol, intermediate: 128 };
+  const shards = planShards(facts, 3, { intermediate: 128, smallest: 16, kvHeads: 1 });
+  assert.deepEqual(
+    shards.map(({ intermediate }) => intermediate.start % 32),
+    [0, 0, 0],
+  );
+  assert.equal(planShards(facts, 8, { intermediate: 128, smallest: 16, kvHeads: 1 }).length, 8);
+  assert.throws(
+    () => planShards(facts, 9, { intermediate: 128, smallest: 16, kvHeads: 1 }),
+    /8 pieces of 16/,
   );
 });
