@@ -3,7 +3,7 @@
  * than is useful. A lost event is not an error.
  */
 import { randomBytes } from 'node:crypto';
-import { type KubeClient, resources } from '../../operator/kube/client.ts';
+import { type KubeClient, KubeError, resources } from '../../operator/kube/client.ts';
 import type { Pod } from './pod-types.ts';
 
 export interface PodEvent {
@@ -33,7 +33,10 @@ export class EventRecorder {
   constructor(client: KubeClient, nodeName: string, onFailure: (error: unknown) => void) {
     this.#client = client;
     this.#nodeName = nodeName;
-    this.#onFailure = onFailure;
+    // A namespace that is being deleted takes no more events, and has no more readers.
+    this.#onFailure = (error) => {
+      if (!(error instanceof KubeError && (error.status === 403 || error.status === 404))) onFailure(error);
+    };
   }
 
   record(pod: Pod, event: PodEvent): void {

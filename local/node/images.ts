@@ -30,15 +30,6 @@ export function runtimeImage(): Image {
   };
 }
 
-/** The operator of this checkout. */
-export function operatorImage(): Image {
-  return {
-    entrypoint: [process.execPath, path.join(checkout, `operator/cli/sluice-operator${extension}`)],
-    environment,
-    workingDirectory: checkout,
-  };
-}
-
 /** For tests and trying things out: a shell and Node. */
 export const toolImages: ImageTable = {
   'sluice.dev/node:latest': { entrypoint: [process.execPath], environment, workingDirectory: '/' },

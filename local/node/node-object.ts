@@ -69,19 +69,16 @@ export class NodeObject {
       await pause(delayMs, signal);
       if (signal.aborted) return;
       try {
-        await this.#renewLease();
-        if (Date.now() - statusAt > statusMs) {
+        // A lease goes with its Node object: somebody has deleted it.
+        const vanished = await this.#renewLease();
+        if (vanished) await this.#writeMetadata();
+        if (vanished || Date.now() - statusAt > statusMs) {
           await this.#writeStatus('True');
           statusAt = Date.now();
         }
         delayMs = renewMs;
       } catch (error) {
         this.#description.onFailure(error);
-        // Somebody may have deleted the object.
-        if (error instanceof KubeError && error.status === 404) {
-          await this.#writeMetadata().catch(this.#description.onFailure);
-          statusAt = 0;
-        }
         delayMs = retryMs;
       }
     }
@@ -169,7 +166,8 @@ export class NodeObject {
     );
   }
 
-  async #renewLease(): Promise<void> {
+  /** True when there was none. */
+  async #renewLease(): Promise<boolean> {
     const { name } = this.#description;
     const spec = {
       holderIdentity: name,
@@ -178,6 +176,7 @@ export class NodeObject {
     };
     try {
       await this.#client.mergePatch(resources.leases, { namespace: leaseNamespace, name }, { spec });
+      return false;
     } catch (error) {
       if (!(error instanceof KubeError && error.status === 404)) throw error;
       await this.#client.create(resources.leases, {
@@ -190,6 +189,7 @@ export class NodeObject {
         },
         spec,
       });
+      return true;
     }
   }
 }

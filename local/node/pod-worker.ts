@@ -8,6 +8,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { type KubeClient, KubeError, resources } from '../../operator/kube/client.ts';
 import type { PodAddressPool } from './addresses.ts';
+import { RestartBackoff } from './backoff.ts';
 import { Container, type ContainerRole } from './container.ts';
 import type { ContainerLog } from './container-log.ts';
 import { buildEnvironment, ContainerConfigError, expand } from './environment.ts';
@@ -35,6 +36,8 @@ export interface NodeContext {
   readonly images: ImageTable;
   readonly allocatable: Readonly<Record<string, string>>;
   readonly keyedObjects: KeyedObjects;
+  /** By the controller whose pods cannot be admitted here, which makes a new one at once for each that fails. */
+  readonly refusals: Map<string, RestartBackoff>;
   readonly events: EventRecorder;
   /** Given to every container: how to reach the API server. */
   readonly environment: Readonly<Record<string, string>>;
@@ -155,12 +158,17 @@ export class PodWorker {
     await this.#releaseResources();
     await aborted(this.#deletion.signal);
     if (!this.#abandoned && !this.#objectGone) await this.#deleteObject();
+    this.#objectGone = true;
     await removeTree(this.#folder);
     this.#node.events.forget(this.#pod);
   }
 
   async #live(): Promise<void> {
-    if (!this.#admit()) return;
+    const refusal = this.#admit();
+    if (refusal) {
+      await this.#refuse(refusal);
+      return;
+    }
     const deadlineSeconds = this.#pod.spec.activeDeadlineSeconds;
     const timer =
       deadlineSeconds === undefined
@@ -180,13 +188,13 @@ export class PodWorker {
     }
   }
 
-  /** False: the pod has failed before anything was made for it. */
-  #admit(): boolean {
+  /** Why the pod fails before anything is made for it. */
+  #admit(): Failure | undefined {
     const { spec } = this.#pod;
     const { warned, unsupported } = inspectFields(spec);
     if (unsupported.length > 0) {
       const fields = unsupported.map((field) => `spec.${field}`).join(', ');
-      return this.#fail('UnsupportedField', `a process node does not support ${fields}`);
+      return { reason: 'UnsupportedField', message: `a process node does not support ${fields}` };
     }
     const notEnforced = [...warned, ...this.#usersThatCannotBe()];
     if (notEnforced.length > 0) {
@@ -223,7 +231,7 @@ export class PodWorker {
     ];
   }
 
-  #allocateGpus(): boolean {
+  #allocateGpus(): Failure | undefined {
     const { spec } = this.#pod;
     const sidecars = (spec.initContainers ?? []).filter(({ name }) => isSidecar(this.#pod, name));
     const inits = (spec.initContainers ?? []).filter(({ name }) => !isSidecar(this.#pod, name));
@@ -234,11 +242,12 @@ export class PodWorker {
     const available = this.#node.gpus.freeCount;
     const ids = this.#node.gpus.take(this.uid, count);
     if (!ids) {
-      return this.#fail(
-        'UnexpectedAdmissionError',
-        'Allocate failed due to requested number of devices unavailable for ' +
+      return {
+        reason: 'UnexpectedAdmissionError',
+        message:
+          'Allocate failed due to requested number of devices unavailable for ' +
           `${gpuResource}. Requested: ${count}, Available: ${available}, which is unexpected`,
-      );
+      };
     }
     let from = 0;
     for (const container of together) {
@@ -246,7 +255,19 @@ export class PodWorker {
       from += gpuCount(container);
     }
     for (const container of inits) this.#gpuSlices.set(container.name, ids.slice(0, gpuCount(container)));
-    return true;
+    return undefined;
+  }
+
+  /** The first at once, the next ones of the same controller ever later. */
+  async #refuse({ reason, message }: Failure): Promise<void> {
+    const owner = this.#pod.metadata.ownerReferences?.find(({ controller }) => controller)?.uid;
+    if (owner !== undefined) {
+      const { refusals, backoffBaseMs } = this.#node;
+      const backoff = refusals.get(owner) ?? new RestartBackoff(backoffBaseMs / 10);
+      refusals.set(owner, backoff);
+      await pause(backoff.next(0), this.#stopping.signal);
+    }
+    this.#fail(reason, message);
   }
 
   /** An address and volumes, tried until they are there. False: the pod is to stop. */
@@ -447,11 +468,10 @@ export class PodWorker {
     return `${this.#pod.metadata.namespace}/${this.#pod.metadata.name}`;
   }
 
-  #fail(reason: string, message: string): false {
+  #fail(reason: string, message: string): void {
     this.#failure ??= { reason, message };
     if (reason !== '') this.#record({ type: 'Warning', reason, message });
     this.#changed();
-    return false;
   }
 
   #record(event: PodEvent): void {
@@ -468,7 +488,7 @@ export class PodWorker {
 
   #changed(): void {
     this.#dirty = true;
-    if (this.#abandoned) return;
+    if (this.#abandoned || this.#objectGone) return;
     this.#writing ??= this.#writeStatus().finally(() => {
       this.#writing = undefined;
       if (this.#dirty && !this.#abandoned && !this.#objectGone) this.#changed();

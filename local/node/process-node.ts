@@ -98,7 +98,7 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
     authority,
     requireClientCertificate: options.authority !== undefined,
     findLog: ({ namespace, pod, container, previous }) => {
-      const worker = [...workers.values()].find((candidate) => candidate.isNamed(namespace, pod));
+      const worker = [...workers.values()].findLast((candidate) => candidate.isNamed(namespace, pod));
       return worker?.log(container, previous) ?? { missing: `pod "${pod}" is not known to node ${name}` };
     },
   });
@@ -121,6 +121,7 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
     gpus: new GpuPool(name, gpus),
     images: { ...toolImages, ...options.images },
     allocatable: node.capacity,
+    refusals: new Map(),
     keyedObjects: new KeyedObjects(client, onFailure),
     events: new EventRecorder(client, name, onFailure),
     environment: apiServerEnvironment(options.apiServer),
@@ -138,6 +139,11 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
     }
     const worker = new PodWorker(pod, context);
     workers.set(worker.uid, worker);
+  };
+  /** Only now: events from before its deletion may still come when all its work is done. */
+  const forget = (worker: PodWorker | undefined) => {
+    if (!worker) return;
+    worker.removed();
     void worker.done.then(() => workers.delete(worker.uid));
   };
   const release = async () => {
@@ -157,12 +163,12 @@ export async function startProcessNode(options: ProcessNodeOptions): Promise<Pro
       onList: (objects) => {
         const present = new Set(objects.map((object) => object.metadata.uid));
         for (const worker of workers.values()) {
-          if (!present.has(worker.uid)) worker.removed();
+          if (!present.has(worker.uid)) forget(worker);
         }
         for (const object of objects) upsert(object);
       },
       onEvent: (type, object) => {
-        if (type === 'DELETED') workers.get(object.metadata.uid!)?.removed();
+        if (type === 'DELETED') forget(workers.get(object.metadata.uid!));
         else upsert(object);
       },
       onFailure,

@@ -2,15 +2,15 @@
 # becoming the container's program.
 #
 # Arguments: the container's folder, host name, working directory, "ro" or "rw" for the root file system, the program's
-# PATH, the program's name, then the whole command line. The folder's file "mounts" has one line per mount, fields
-# separated by tabs: ro|rw, source, target; sources are real paths (no symbolic links).
+# PATH, the program's name. The folder's file "mounts" has one line per mount, fields separated by tabs: ro|rw, source,
+# target; sources are real paths (no symbolic links). Its file "command" is a line of shell that becomes the program.
 # Descriptor 3 gets "pid <n>" (in the caller's pid namespace), then "started" or "error <message>".
 #
 # The root is a tmpfs that mirrors the machine's own root: each folder as an overlay whose writes go to the container's
 # folder, so that a pod sees the machine's programs but can neither change them nor litter it with mount points.
 set -eu
 folder=$1 hostname=$2 directory=$3 access=$4 path=$5 program=$6
-shift 6
+command=$(cat "$folder/command")
 
 # Opened by this shell itself, through the caller's /proc: the process id as the caller counts.
 read -r pid _ </proc/self/stat
@@ -118,4 +118,4 @@ case $program in
 esac
 echo started >&3
 exec 3>&-
-exec "$@"
+eval "$command"

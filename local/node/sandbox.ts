@@ -116,7 +116,9 @@ export class Sandbox {
       ({ source, target, readOnly }) => `${readOnly ? 'ro' : 'rw'}\t${source}\t${path.normalize(target)}\n`,
     );
     await writeFile(path.join(options.folder, 'mounts'), mounts.join(''));
-    const program = options.commandLine[0]!;
+    // In files and pipes, not in arguments, which every user of the machine can list.
+    const command = this.#inside(options, options.commandLine);
+    await writeFile(path.join(options.folder, 'command'), command, { mode: 0o600 });
     const child = spawn(
       'unshare',
       [
@@ -134,8 +136,7 @@ export class Sandbox {
         options.workingDirectory,
         options.readOnlyRoot ? 'ro' : 'rw',
         options.environment.PATH ?? systemPath,
-        program,
-        ...this.#inside(options, options.commandLine),
+        options.commandLine[0]!,
       ],
       {
         stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
@@ -157,7 +158,7 @@ export class Sandbox {
         // The whole group, in case the first process is already gone and something still holds on.
         if (signal === 'SIGKILL') kill(-child.pid!, signal);
       },
-      exec: (command, timeoutMs) =>
+      exec: (execCommand, timeoutMs) =>
         runToEnd(
           'nsenter',
           [
@@ -168,17 +169,19 @@ export class Sandbox {
             '--pid',
             '--root',
             '--wd',
-            ...this.#inside(options, command),
+            'sh',
           ],
-          { PATH: systemPath },
-          undefined,
-          timeoutMs,
+          {
+            environment: { PATH: systemPath },
+            input: `${this.#inside(options, execCommand)} </dev/null`,
+            timeoutMs,
+          },
         ),
     };
   }
 
-  /** The command line that gives a program its user and nothing but its own environment. */
-  #inside(options: LaunchOptions, command: readonly string[]): string[] {
+  /** A shell's line that becomes the program, with its user and nothing but its own environment. */
+  #inside(options: LaunchOptions, command: readonly string[]): string {
     const { user } = options;
     const asUser =
       user === undefined || this.kind !== 'namespaces'
@@ -186,7 +189,7 @@ export class Sandbox {
         : // A change of user forgets the signal of a parent's death.
           ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--pdeathsig=KILL'];
     const environment = Object.entries(options.environment).map(([name, value]) => `${name}=${value}`);
-    return [...asUser, 'env', '-i', ...environment, ...command];
+    return `exec ${[...asUser, 'env', '-i', ...environment, ...command].map(quote).join(' ')}`;
   }
 
   async #launchPlain(options: LaunchOptions): Promise<SandboxedProcess> {
@@ -212,7 +215,11 @@ export class Sandbox {
       signal: (signal) => kill(-child.pid!, signal),
       exec: (execCommand, timeoutMs) => {
         const [execProgram, ...execArgs] = execCommand.map((word) => rewritePaths(word, options.mounts));
-        return runToEnd(execProgram ?? '', execArgs, common.env, common.cwd, timeoutMs);
+        return runToEnd(execProgram ?? '', execArgs, {
+          environment: common.env,
+          directory: common.cwd,
+          timeoutMs,
+        });
       },
     };
   }
@@ -236,9 +243,11 @@ export class Sandbox {
   }
 }
 
+const boundary = /^[/:,;\s'"]/;
+
 /**
  * Replaces mount paths by their sources in one word of a command line or one value of an environment: where a path
- * begins the word or follows one of = : , and ends there or goes on with a slash.
+ * begins the word or follows a space, a quote or one of = : , ; and ends there or goes on with a slash.
  */
 export function rewritePaths(word: string, mounts: readonly Mount[]): string {
   // The longest first: /models/extra before /models.
@@ -248,13 +257,13 @@ export function rewritePaths(word: string, mounts: readonly Mount[]): string {
   for (;;) {
     const mount = ordered.find(
       ({ target }) =>
-        rest === target || (/^[/:,]/.test(rest.slice(target.length)) && rest.startsWith(target)),
+        rest === target || (boundary.test(rest.slice(target.length)) && rest.startsWith(target)),
     );
     if (mount) {
       result += mount.source;
       rest = rest.slice(mount.target.length);
     }
-    const next = rest.search(/[=:,]/);
+    const next = rest.search(/[=:,;\s'"]/);
     if (next < 0) return result + rest;
     result += rest.slice(0, next + 1);
     rest = rest.slice(next + 1);
@@ -299,20 +308,25 @@ async function awaitStart(child: ChildProcess): Promise<number> {
   return innerPid;
 }
 
-function runToEnd(
-  command: string,
-  args: readonly string[],
-  environment: Readonly<Record<string, string>>,
-  directory: string | undefined,
-  timeoutMs: number,
-): Promise<ExecResult> {
+interface RunOptions {
+  readonly environment: Readonly<Record<string, string>>;
+  readonly directory?: string;
+  readonly input?: string;
+  readonly timeoutMs: number;
+}
+
+function runToEnd(command: string, args: readonly string[], options: RunOptions): Promise<ExecResult> {
+  const { environment, directory, input = '', timeoutMs } = options;
   return new Promise((resolve) => {
     const child = spawn(command, args, {
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: 'pipe',
       env: environment,
       detached: true,
       ...(directory === undefined ? {} : { cwd: directory }),
     });
+    // It need not read what it gets.
+    child.stdin.on('error', () => {});
+    child.stdin.end(input);
     let output = '';
     let timedOut = false;
     const collect = (chunk: Buffer) => {
@@ -343,6 +357,11 @@ function runToEnd(
       child.once('close', finish);
     });
   });
+}
+
+/** One word of a shell's command line. */
+function quote(word: string): string {
+  return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 function exitCode(code: number | null, signal: NodeJS.Signals | null): number {

@@ -442,6 +442,7 @@ describe('paths where there are no mount namespaces', () => {
     ['--model-path=/models/tiny', '--model-path=/data/v/tiny'],
     ['/models/extra/x', '/data/w/x'],
     ['/usr/bin:/models', '/usr/bin:/data/v'],
+    ['cat "/models/a" /models;ls /models/extra', 'cat "/data/v/a" /data/v;ls /data/w'],
     ['/models2/x', '/models2/x'],
     ['my/models/x', 'my/models/x'],
     ['http://host/models', 'http://host/models'],
@@ -452,6 +453,8 @@ describe('paths where there are no mount namespaces', () => {
 
 for (const kind of ['namespaces', 'user-namespaces', 'plain'] satisfies SandboxKind[]) {
   describe(`a sandbox of kind ${kind}`, () => {
+    // What a shell might take for its own.
+    const greeting = 'it\'s $HOME `x`  "there"\n&';
     const start = async (t: TestContext, commandLine: string[], more = {}) => {
       const folder = folderFor(t);
       const volume = path.join(folder, 'volume');
@@ -465,7 +468,7 @@ for (const kind of ['namespaces', 'user-namespaces', 'plain'] satisfies SandboxK
           folder: path.join(folder, 'container'),
           hostname: 'pod-name',
           commandLine,
-          environment: { PATH: '/usr/bin:/bin', GREETING: 'hello  there' },
+          environment: { PATH: '/usr/bin:/bin', GREETING: greeting },
           workingDirectory: '/',
           mounts: [{ source: volume, target: '/sluice-volume/v', readOnly: true }],
           readOnlyRoot: false,
@@ -493,12 +496,12 @@ for (const kind of ['namespaces', 'user-namespaces', 'plain'] satisfies SandboxK
       const started = await start(t, [
         'sh',
         '-c',
-        'echo "$GREETING"; cat "$0"; exit 7',
+        'printf "%s|" "$GREETING"; cat "$0"; exit 7',
         '/sluice-volume/v/file',
       ]);
       if (!started) return;
       assert.equal(await started.child.exited, 7);
-      assert.equal(started.output(), 'hello  there\ncontent');
+      assert.equal(started.output(), `${greeting}|content`);
       assert(!existsSync('/sluice-volume'), 'a mount point on the machine');
     });
 
@@ -507,10 +510,10 @@ for (const kind of ['namespaces', 'user-namespaces', 'plain'] satisfies SandboxK
       if (!started) return;
       const { child } = started;
       const listed = await child.exec(
-        ['sh', '-c', 'echo "$GREETING"; ls "$0"; exit 3', '/sluice-volume/v'],
+        ['sh', '-c', 'printf "%s|" "$GREETING"; ls "$0"; exit 3', '/sluice-volume/v'],
         30_000,
       );
-      assert.deepEqual(listed, { code: 3, output: 'hello  there\nfile\n' });
+      assert.deepEqual(listed, { code: 3, output: `${greeting}|file\n` });
       assert.equal((await child.exec(['sleep', '100'], 200)).code, undefined);
       child.signal('SIGKILL');
       assert.equal(await child.exited, 137);

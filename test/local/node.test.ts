@@ -615,6 +615,28 @@ describe('process node', { concurrency: 3 }, () => {
     await pods.untilGone('talks');
   });
 
+  test('a container whose image is edited is restarted with the new one', async (t) => {
+    const { pods } = await setup(t);
+    await pods.create('edited', { containers: [program('main', serve)] });
+    const { spec } = await pods.untilReady('edited');
+    const containers = spec.containers.map((container) => ({
+      ...container,
+      image: 'sluice.dev/node:latest',
+    }));
+    await pods.client.mergePatch(
+      resources.pods,
+      { namespace: pods.namespace, name: 'edited' },
+      { spec: { containers } },
+    );
+    const pod = await pods.until('edited', 'restarted', ({ status }) => {
+      const [main] = status?.containerStatuses ?? [];
+      return main?.restartCount === 1 && main.ready;
+    });
+    assert.equal(containerOf(pod, 'main').image, 'sluice.dev/node:latest');
+    await pods.remove('edited', 1);
+    await pods.untilGone('edited');
+  });
+
   test('kubectl exec is declined in words', async (t) => {
     const { pods, plane } = await setup(t);
     await pods.create('closed', { containers: [program('main', serve)] });
