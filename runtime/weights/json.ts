@@ -18,13 +18,20 @@ export function readJsonObject(file: string): Record<string, unknown> | undefine
     const error = cause as NodeJS.ErrnoException;
     if (error.code === 'ENOENT') return undefined;
     const reason =
-      error instanceof SyntaxError ? `is not JSON: ${error.message}` : `cannot be read: ${error.message}`;
+      error instanceof SyntaxError
+        ? `is not JSON: ${oneLine(error.message)}`
+        : `cannot be read: ${error.message}`;
     throw new SluiceError('checkpoint_invalid', `${file} ${reason}`, { cause });
   }
   if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) {
     throw new SluiceError('checkpoint_invalid', `${file} is not a JSON object`);
   }
   return parsed as Record<string, unknown>;
+}
+
+/** A parser's message may quote the text, line ends included. */
+export function oneLine(message: string): string {
+  return message.replace(/\s+/g, ' ').slice(0, 200);
 }
 
 /** The first key that the outermost object of valid JSON has twice: JSON.parse keeps only the last. */

@@ -7,7 +7,7 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { type DType, dtypeBytes } from '../dtype.ts';
 import { SluiceError } from '../errors.ts';
 import type { DenseTensor } from './checkpoint.ts';
-import { duplicateKey } from './json.ts';
+import { duplicateKey, oneLine } from './json.ts';
 
 /** Some hundred times what published checkpoints have; parsing stays within a second and little memory. */
 const maxHeaderBytes = 16_000_000;
@@ -129,7 +129,7 @@ function parseHeader(file: string, header: Uint8Array): Readonly<Record<string, 
   } catch (cause) {
     throw new SluiceError(
       'checkpoint_invalid',
-      `${file} has a header that is not JSON: ${(cause as Error).message}`,
+      `${file} has a header that is not JSON: ${oneLine((cause as Error).message)}`,
       {
         cause,
       },

@@ -229,6 +229,12 @@ const broken: readonly (readonly [string, string, (copy: string) => void, RegExp
     /config\.json is not JSON/,
   ],
   [
+    'config.json whose fault lies over a line end',
+    'llama-basic',
+    (copy) => writeFileSync(path.join(copy, 'config.json'), '{\n  "a": 1,\n  b\n}\n'),
+    /config\.json is not JSON/,
+  ],
+  [
     'config.json that is a list',
     'llama-basic',
     (copy) => writeFileSync(path.join(copy, 'config.json'), '[]'),
