@@ -11,7 +11,6 @@ import { envPrefix, type Option, type OptionValues, readOptions } from './config
 
 /** Element types that the weights may be computed in; the CRD's `quantization` is the same list. */
 export const quantizationEncodings = ['float32', 'bfloat16', 'float16'] as const;
-export type QuantizationEncoding = (typeof quantizationEncodings)[number];
 
 export const logLevels = ['debug', 'info', 'warn', 'error'] as const;
 
