@@ -6,8 +6,8 @@
 import { availableParallelism, homedir } from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
-import { SluiceError } from './errors.ts';
 import { envPrefix, type Option, type OptionValues, readOptions } from './config/options.ts';
+import { SluiceError } from './errors.ts';
 
 /** Element types that the weights may be computed in; the CRD's `quantization` is the same list. */
 export const quantizationEncodings = ['float32', 'bfloat16', 'float16'] as const;
