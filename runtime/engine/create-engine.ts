@@ -6,7 +6,7 @@ import { availableParallelism } from 'node:os';
 import { type DeviceSelection, planRanks } from '../driver/device.ts';
 import { SluiceError } from '../errors.ts';
 import type { ModelSpec } from '../models/model.ts';
-import { shardUnits } from '../models/prepare.ts';
+import { type QuantizedCompute, shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import { planShards } from '../models/shard.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
@@ -36,6 +36,8 @@ export interface EngineOptions {
   readonly kvDType?: KvDType;
   /** Where weights that cannot be used as they are stored are kept between starts. */
   readonly cacheDir?: string | undefined;
+  /** Default: int8. */
+  readonly quantizedCompute?: QuantizedCompute;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly onWarning?: (message: string) => void;
   /**
@@ -81,6 +83,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     limits,
     kvDType: options.kvDType ?? 'float32',
     cacheDir: options.cacheDir ?? null,
+    quantizedCompute: options.quantizedCompute ?? 'int8',
     logits: new SharedArrayBuffer(logitTileRows * spec.vocabulary * 4),
   };
   const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);

@@ -4,7 +4,7 @@
  */
 import type { Device } from '../driver/device.ts';
 import type { ModelSpec } from '../models/model.ts';
-import { prepareRank } from '../models/prepare.ts';
+import { prepareRank, type QuantizedCompute } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import { rangeSize, type Shard } from '../models/shard.ts';
 import { CustomOpDomain } from '../ort/custom-op.ts';
@@ -44,6 +44,7 @@ export interface RankLoad {
   readonly limits: StepLimits;
   readonly kvDType: KvDType;
   readonly cacheDir: string | null;
+  readonly quantizedCompute: QuantizedCompute;
   /** [logitTileRows, vocabulary] float32. */
   readonly logits: SharedArrayBuffer;
 }
@@ -74,6 +75,7 @@ export async function loadRank(
     rank,
     ranks,
     cacheDir: load.cacheDir,
+    quantizedCompute: load.quantizedCompute,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
   });

@@ -57,8 +57,12 @@ export interface PrepareOptions {
   readonly warn: (message: string) => void;
   /** Bytes of weights prepared so far, of those that must be. */
   readonly onProgress?: (done: number, total: number) => void;
-  readonly quantizedCompute?: 'int8' | 'float32';
+  /** Default: int8. */
+  readonly quantizedCompute?: QuantizedCompute;
 }
+
+/** How products with quantized weights are computed: with activations quantized per block, or in float32. */
+export type QuantizedCompute = 'int8' | 'float32';
 
 /** Weights up to this size are copied from memory: a place in a file would cost more. */
 const smallBytes = 64 * 1024;

@@ -6,7 +6,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { Template } from '@huggingface/jinja';
 import { SluiceError } from '../errors.ts';
-import { readTokenizerConfig, specialTokens } from './definition.ts';
+import { readTokenizerConfig, specialTokens, type TokenizerSource } from './definition.ts';
 
 export interface ChatMessage {
   readonly role: string;
@@ -31,27 +31,27 @@ export interface ChatTemplate {
 }
 
 /**
- * The template of a checkpoint's folder, or undefined where it has none. chat_template.jinja comes before
+ * The template of a checkpoint, or undefined where it has none. chat_template.jinja comes before
  * tokenizer_config.json, as in transformers; additional_chat_templates/ and lists of named templates are used for tools.
  * Throws SluiceError `checkpoint_invalid`.
  */
-export function loadChatTemplate(folder: string): ChatTemplate | undefined {
-  const config = readTokenizerConfig(folder);
-  const sources = readTemplates(folder, config.chat_template);
+export function loadChatTemplate(source: TokenizerSource): ChatTemplate | undefined {
+  const config = readTokenizerConfig(source);
+  const sources = readTemplates(source, config.chat_template);
   const parsed = new Map([...sources].map(([name, { file, text }]) => [name, parseTemplate(file, text)]));
   const fallback = parsed.get('default') ?? (parsed.size === 1 ? [...parsed.values()][0] : undefined);
   if (fallback === undefined) return undefined;
   const tokens = specialTokens(config);
-  const source = [...sources.values()].map(({ text }) => text).join('\n');
+  const text = [...sources.values()].map(({ text }) => text).join('\n');
   return {
-    mentions: (variable) => source.includes(variable),
+    mentions: (variable) => text.includes(variable),
     render(messages, { tools, addGenerationPrompt = true, variables = {} } = {}) {
       const template = (tools !== undefined && parsed.get('tool_use')) || fallback;
       try {
         return template.render({
           ...tokens,
           ...variables,
-          messages: messages.map((message) => knownRole(message, source)),
+          messages: messages.map((message) => knownRole(message, text)),
           // Templates ask `tools is not none`, so null and not undefined.
           tools: tools ?? null,
           documents: null,
@@ -77,9 +77,9 @@ interface TemplateSource {
   readonly text: string;
 }
 
-function readTemplates(folder: string, configured: unknown): Map<string, TemplateSource> {
+function readTemplates(source: TokenizerSource, configured: unknown): Map<string, TemplateSource> {
   const sources = new Map<string, TemplateSource>();
-  const configFile = path.join(folder, 'tokenizer_config.json');
+  const configFile = typeof source === 'string' ? path.join(source, 'tokenizer_config.json') : source.path;
   if (typeof configured === 'string') sources.set('default', { file: configFile, text: configured });
   else if (Array.isArray(configured))
     for (const entry of configured as { name?: unknown; template?: unknown }[])
@@ -89,9 +89,10 @@ function readTemplates(folder: string, configured: unknown): Map<string, Templat
       'checkpoint_invalid',
       `${configFile}: chat_template is neither a string nor a list of named templates`,
     );
-  const file = path.join(folder, 'chat_template.jinja');
+  if (typeof source !== 'string') return sources;
+  const file = path.join(source, 'chat_template.jinja');
   if (existsSync(file)) sources.set('default', { file, text: readFileSync(file, 'utf8') });
-  const more = path.join(folder, 'additional_chat_templates');
+  const more = path.join(source, 'additional_chat_templates');
   if (existsSync(more))
     for (const name of readdirSync(more).filter((entry) => entry.endsWith('.jinja'))) {
       const extra = path.join(more, name);

@@ -1,7 +1,7 @@
 /**
  * A checkpoint's tokenizer files as one definition: tokenizer.json, completed by tokenizer_config.json as transformers
  * does, and corrected where the library that encodes departs from Hugging Face's own.
- * Enters: a folder. Leaves: plain JSON, or SluiceError `checkpoint_invalid`. Must not know encoding itself.
+ * Enters: a folder, or the contents of the two files where a checkpoint has them elsewhere. Leaves: plain JSON, or SluiceError `checkpoint_invalid`. Must not know encoding itself.
  */
 import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
@@ -36,8 +36,18 @@ export interface TokenizerDefinition {
 
 export type TokenizerConfig = Readonly<Record<string, unknown>>;
 
-/** tokenizer.json and tokenizer_config.json ({} where there is none) of a checkpoint's folder. */
-export function readDefinition(folder: string): { definition: TokenizerDefinition; config: TokenizerConfig } {
+/** What tokenizer.json and tokenizer_config.json would hold; plain data, so that other threads can be sent it. */
+export interface TokenizerContents {
+  /** Where it comes from, for messages. */
+  readonly path: string;
+  readonly tokenizer: Readonly<Record<string, unknown>>;
+  readonly config: TokenizerConfig;
+}
+
+/** A checkpoint's folder, or what was read of another form. */
+export type TokenizerSource = string | TokenizerContents;
+
+function readTokenizerJson(folder: string): { file: string; json: Readonly<Record<string, unknown>> } {
   const file = path.join(folder, 'tokenizer.json');
   if (!existsSync(file)) {
     const sentencePiece = existsSync(path.join(folder, 'tokenizer.model'));
@@ -46,8 +56,17 @@ export function readDefinition(folder: string): { definition: TokenizerDefinitio
       `${file}: missing; the tokenizer is read from this file${sentencePiece ? ' (tokenizer.model alone is not enough; transformers writes tokenizer.json by save_pretrained)' : ''}`,
     );
   }
-  const config = readTokenizerConfig(folder);
-  const json = readJsonObject(file);
+  return { file, json: readJsonObject(file) };
+}
+
+/** Tokenizer and its configuration ({} where there is none). */
+export function readDefinition(source: TokenizerSource): {
+  definition: TokenizerDefinition;
+  config: TokenizerConfig;
+} {
+  const { file, json } =
+    typeof source === 'string' ? readTokenizerJson(source) : { file: source.path, json: source.tokenizer };
+  const config = readTokenizerConfig(source);
   const model = json.model as TokenizerDefinition['model'] | undefined;
   if (typeof model !== 'object' || model === null || typeof model.vocab !== 'object' || model.vocab === null)
     throw new SluiceError(
@@ -67,8 +86,9 @@ export function readDefinition(folder: string): { definition: TokenizerDefinitio
   return { definition: { ...definition, post_processor: postProcessor(definition, config) }, config };
 }
 
-export function readTokenizerConfig(folder: string): TokenizerConfig {
-  const file = path.join(folder, 'tokenizer_config.json');
+export function readTokenizerConfig(source: TokenizerSource): TokenizerConfig {
+  if (typeof source !== 'string') return source.config;
+  const file = path.join(source, 'tokenizer_config.json');
   return existsSync(file) ? readJsonObject(file) : {};
 }
 

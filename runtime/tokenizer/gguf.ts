@@ -5,13 +5,9 @@
  * convert_slow_tokenizer.py for merges made from SentencePiece scores.
  */
 import { SluiceError } from '../errors.ts';
+import type { TokenizerContents } from './definition.ts';
 
 type Metadata = ReadonlyMap<string, unknown>;
-
-export interface GgufTokenizer {
-  readonly tokenizer: Record<string, unknown>;
-  readonly config: Record<string, unknown>;
-}
 
 const contractions = "'s|'t|'re|'ve|'m|'ll|'d";
 const gpt2 = `${contractions}| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+`;
@@ -198,7 +194,7 @@ function sentencePieceModel(
 }
 
 /** `file` is for messages. Throws SluiceError for a tokenizer that is broken or of a kind that is not known. */
-export function tokenizerFromGguf(file: string, metadata: Metadata): GgufTokenizer {
+export function tokenizerFromGguf(file: string, metadata: Metadata): TokenizerContents {
   const tokens = strings(metadata, 'tokenizer.ggml.tokens');
   if (!tokens)
     throw new SluiceError(
@@ -246,6 +242,7 @@ export function tokenizerFromGguf(file: string, metadata: Metadata): GgufTokeniz
   const used = [...(addBos ? [bos] : []), ...(addEos ? [eos] : [])];
   const chatTemplate = metadata.get('tokenizer.chat_template');
   return {
+    path: file,
     tokenizer: {
       version: '1.0',
       truncation: null,

@@ -1,18 +1,18 @@
 /**
- * The Tokenizer of a checkpoint's folder. Encoding is the library's; decoding is ours, by bytes, so that a text, its
+ * The Tokenizer of a checkpoint. Encoding is the library's; decoding is ours, by bytes, so that a text, its
  * stream and the bytes of its tokens always agree.
  * Known departures from Hugging Face's tokenizers when encoding: `single_word` of added tokens is not looked at, and the
  * white space that `lstrip` and `rstrip` take is JavaScript's (with U+FEFF, without U+0085).
  */
 import { Tokenizer as Encoder } from '@huggingface/tokenizers';
 import { SluiceError } from '../errors.ts';
-import { readDefinition } from './definition.ts';
+import { readDefinition, type TokenizerSource } from './definition.ts';
 import { createPieces, type Pieces } from './pieces.ts';
 import type { DecodeOptions, Tokenizer, TokenStream } from './tokenizer.ts';
 
 /** Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`. */
-export function loadTokenizer(folder: string): Tokenizer {
-  const { definition, config } = readDefinition(folder);
+export function loadTokenizer(source: TokenizerSource): Tokenizer {
+  const { definition, config } = readDefinition(source);
   const { file, ...json } = definition;
   let encoder: Encoder;
   try {

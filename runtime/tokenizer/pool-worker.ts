@@ -2,6 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, SluiceError } from '../errors.ts';
 import { type ChatMessage, loadChatTemplate, type RenderOptions } from './chat-template.ts';
+import type { TokenizerSource } from './definition.ts';
 import { loadTokenizer } from './hugging-face.ts';
 
 export type PoolJob =
@@ -16,8 +17,9 @@ export type PoolAnswer =
   | { readonly ids: number[][] }
   | { readonly code: ErrorCode; readonly message: string; readonly param: string };
 
-const tokenizer = loadTokenizer(workerData as string);
-const template = loadChatTemplate(workerData as string);
+const source = workerData as TokenizerSource;
+const tokenizer = loadTokenizer(source);
+const template = loadChatTemplate(source);
 
 function run(job: PoolJob): number[][] {
   if (job.kind === 'texts') return job.texts.map((text) => tokenizer.encode(text, job));

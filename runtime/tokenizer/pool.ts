@@ -11,6 +11,7 @@ import {
   loadChatTemplate,
   type RenderOptions,
 } from './chat-template.ts';
+import type { TokenizerSource } from './definition.ts';
 import { loadTokenizer } from './hugging-face.ts';
 import type { PoolAnswer, PoolJob } from './pool-worker.ts';
 import type { Tokenizer } from './tokenizer.ts';
@@ -32,15 +33,15 @@ interface PoolWorker {
 export class TokenizerPool {
   readonly tokenizer: Tokenizer;
   readonly template: ChatTemplate | undefined;
-  readonly #folder: string;
+  readonly #source: TokenizerSource;
   readonly #workers: PoolWorker[] = [];
   #nextJob = 0;
 
-  /** Reads the tokenizer of a checkpoint's folder; throws SluiceError `checkpoint_invalid`. */
-  constructor(folder: string) {
-    this.#folder = folder;
-    this.tokenizer = loadTokenizer(folder);
-    this.template = loadChatTemplate(folder);
+  /** Reads a checkpoint's tokenizer and template; throws SluiceError `checkpoint_invalid`. */
+  constructor(source: TokenizerSource) {
+    this.#source = source;
+    this.tokenizer = loadTokenizer(source);
+    this.template = loadChatTemplate(source);
   }
 
   async encode(text: string, options: { addSpecialTokens: boolean }): Promise<number[]> {
@@ -93,7 +94,7 @@ export class TokenizerPool {
   #start(): PoolWorker {
     // The extension differs between source and dist.
     const file = path.join(import.meta.dirname, `pool-worker${path.extname(import.meta.filename)}`);
-    const thread = new Worker(file, { workerData: this.#folder });
+    const thread = new Worker(file, { workerData: this.#source });
     const worker: PoolWorker = { thread, pending: new Map() };
     thread.unref();
     thread.on('message', ({ id, answer }: { id: number; answer: PoolAnswer }) => {

@@ -44,6 +44,7 @@ export interface GoldenRun {
   readonly blockTokens?: number;
   readonly maxBatchSize?: number;
   readonly maxStepTokens?: number;
+  readonly quantizedCompute?: 'int8' | 'float32';
 }
 
 export function openGolden(run: GoldenRun): Promise<Engine> {
@@ -54,6 +55,7 @@ export function openGolden(run: GoldenRun): Promise<Engine> {
     maxStepTokens: run.maxStepTokens ?? 128,
     blockTokens: run.blockTokens ?? 16,
     maxLength: 256,
+    ...(run.quantizedCompute === undefined ? {} : { quantizedCompute: run.quantizedCompute }),
   });
 }
 
@@ -218,6 +220,20 @@ export function checkGolden(engine: Engine, golden: Golden, plan: GoldenPlan): v
       free.push(...entry.blocks);
     }
   }
+}
+
+/** How far the prompts' log-probabilities are from the reference's, on average over positions. */
+export function meanLogprobDifference(engine: Engine, golden: Golden): number {
+  const { blockTokens, vocabulary } = engine.info;
+  const differences = golden.prompts.flatMap((prompt) => {
+    const blocks = Array.from({ length: Math.ceil(prompt.ids.length / blockTokens) }, (_, id) => id);
+    const variant = golden.rope.variant(prompt.ids.length);
+    const sequence = new Sequence(prompt.ids, 1, vocabulary, blocks, variant, () => prompt.ids.length);
+    const slice = sequence.next(prompt.ids.length);
+    engine.step({ slices: [slice], copies: [] }, (_, row, logits) => sequence.take(slice, row, logits));
+    return prompt.logprobs_all.map((expected, i) => Math.abs(sequence.heard.logprobs[i]! - expected));
+  });
+  return differences.reduce((sum, difference) => sum + difference, 0) / differences.length;
 }
 
 /** The plans that every golden of a float model must pass, by sentence. */

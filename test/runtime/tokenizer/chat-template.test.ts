@@ -1,23 +1,14 @@
 /** Chat templates against what transformers rendered, and the forms in which checkpoints carry them. */
 import assert from 'node:assert/strict';
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, describe, test } from 'node:test';
 import { SluiceError } from '../../../runtime/errors.ts';
 import { loadChatTemplate } from '../../../runtime/tokenizer/chat-template.ts';
 import { loadTokenizer } from '../../../runtime/tokenizer/hugging-face.ts';
+import { goldenNames, goldens, goldenTokenizer } from '../../support/golden-tokenizer.ts';
 
-const root = path.resolve(import.meta.dirname, '../../..');
-const goldens = path.join(root, 'test/goldens');
 const scratch = mkdtempSync(path.join(tmpdir(), 'sluice-template-'));
 after(() => rmSync(scratch, { recursive: true }));
 
@@ -30,13 +21,11 @@ function folderOf(files: Readonly<Record<string, unknown>>): string {
   return folder;
 }
 
-for (const name of readdirSync(goldens).filter((each) =>
-  existsSync(path.join(goldens, each, 'tokenizer.json')),
-))
+for (const name of goldenNames)
   test(`golden checkpoint ${name}: text and ids of every chat`, () => {
     const { chats } = JSON.parse(readFileSync(path.join(goldens, name, 'golden.json'), 'utf8'));
-    const template = loadChatTemplate(path.join(goldens, name));
-    const tokenizer = loadTokenizer(path.join(goldens, name));
+    const template = loadChatTemplate(goldenTokenizer(name));
+    const tokenizer = loadTokenizer(goldenTokenizer(name));
     assert.ok(template !== undefined && chats.length > 0);
     for (const chat of chats) {
       const options = {

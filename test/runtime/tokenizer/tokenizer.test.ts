@@ -3,7 +3,7 @@
  * ids and texts were written by the Rust library (fixtures/).
  */
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, describe, test } from 'node:test';
@@ -11,9 +11,9 @@ import fc from 'fast-check';
 import { SluiceError } from '../../../runtime/errors.ts';
 import { loadTokenizer } from '../../../runtime/tokenizer/hugging-face.ts';
 import type { Tokenizer } from '../../../runtime/tokenizer/tokenizer.ts';
+import { goldenNames, goldens, goldenTokenizer } from '../../support/golden-tokenizer.ts';
 
 const root = path.resolve(import.meta.dirname, '../../..');
-const goldens = path.join(root, 'test/goldens');
 const fixtures = path.join(import.meta.dirname, 'fixtures');
 const tiny = path.join(root, 'examples/models/tiny');
 const scratch = mkdtempSync(path.join(tmpdir(), 'sluice-tokenizer-'));
@@ -52,12 +52,10 @@ function checkTexts(tokenizer: Tokenizer, cases: readonly TextCase[]) {
 }
 
 describe('ids and texts equal the reference', () => {
-  for (const name of readdirSync(goldens).filter((each) =>
-    existsSync(path.join(goldens, each, 'tokenizer.json')),
-  ))
+  for (const name of goldenNames)
     test(`golden checkpoint ${name}`, () => {
       const golden = readJson(path.join(goldens, name, 'golden.json'));
-      const tokenizer = loadTokenizer(path.join(goldens, name));
+      const tokenizer = loadTokenizer(goldenTokenizer(name));
       checkTexts(tokenizer, golden.tokenize);
       for (const prompt of golden.prompts)
         assert.deepEqual(tokenizer.encode(prompt.text), prompt.ids, JSON.stringify(prompt.text));

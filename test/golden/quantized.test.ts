@@ -1,0 +1,34 @@
+/**
+ * Checkpoints that were published quantized, in every format: exact with float32 products, near with int8 ones.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { checkGolden, meanLogprobDifference, openGolden, readGolden } from './harness.ts';
+
+const cases = ['gptq-4bit', 'gptq-8bit', 'gptq-act', 'awq', 'gguf-q4_0', 'gguf-q8_0', 'gguf-k'];
+
+for (const name of cases) {
+  for (const ranks of [1, 2]) {
+    test(`${name} equals the reference with ${ranks} ${ranks === 1 ? 'rank' : 'ranks'} in float32`, async () => {
+      const engine = await openGolden({ name, ranks, maxBatchSize: 6, quantizedCompute: 'float32' });
+      try {
+        const golden = readGolden(name);
+        checkGolden(engine, golden, { concurrent: 1, chunk: 1000 });
+        checkGolden(engine, golden, { concurrent: 6, chunk: 23 });
+      } finally {
+        engine.close();
+      }
+    });
+  }
+
+  test(`${name} stays near the reference with int8 activations`, async () => {
+    const engine = await openGolden({ name, ranks: 1, quantizedCompute: 'int8' });
+    try {
+      const difference = meanLogprobDifference(engine, readGolden(name));
+      assert.ok(difference <= 0.1, `log-probabilities differ by ${difference} on average, at most 0.1`);
+      assert.ok(difference > 0, 'int8 products cannot be exact: float32 ones were used');
+    } finally {
+      engine.close();
+    }
+  });
+}
