@@ -2,7 +2,6 @@
  * What a plan is made from: the InferenceService, everything that is or stands in the place of a child, its pods, the
  * time. Enters: objects as the API server has them. Leaves: the same, sorted out. Pure.
  */
-import { canonicalJson } from '../api/canonical.ts';
 import type { InferenceServiceStatus } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
 import { isControlledBy, type RevisionData, readRecord } from '../resources/controller-revision.ts';
@@ -105,8 +104,4 @@ export function isComplete(state: RevisionState, replicas: number): boolean {
     (status.updatedReplicas ?? 0) === replicas &&
     (status.availableReplicas ?? 0) === replicas
   );
-}
-
-export function sameInputs(a: RevisionData, b: RevisionData): boolean {
-  return canonicalJson(a.inputs) === canonicalJson(b.inputs);
 }

@@ -7,8 +7,8 @@ import type { AnyObject, OwnerReference } from '../api/objects.ts';
 
 export const serviceLabel = `${group}/service`;
 export const revisionLabel = `${group}/revision`;
-export const roleLabel = `${group}/role`;
-export const runtimeRole = 'runtime';
+const roleLabel = `${group}/role`;
+const runtimeRole = 'runtime';
 
 /** The hash of the manifest that was applied last: equal to the manifest's, and nothing needs to be written. */
 export const appliedAnnotation = `${group}/applied`;

@@ -6,6 +6,8 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { inferenceServiceCrd } from '../../../operator/api/crd.ts';
+import { leaseName } from '../../../operator/cli/run-operator.ts';
+import { loadOperatorConfig } from '../../../operator/config.ts';
 import { type KubeObject, type ResourceType, resources } from '../../../operator/kube/client.ts';
 import { controlPlane } from '../../support/control-plane.ts';
 import { helm, renderChart } from '../../support/helm.ts';
@@ -71,7 +73,7 @@ const renderings: Record<string, string[]> = {
   'two replicas': ['--set=replicas=2'],
   'some namespaces': ['--set=watchNamespaces={default,kube-public}'],
   'everything set': [
-    '--set=image.repository=registry.example/op,image.tag=1,runtimeImage=registry.example/rt:1,logLevel=debug',
+    '--set=image.repository=registry.example/op,image.tag=v1,runtimeImage=registry.example/rt:1,logLevel=debug',
     '--set=podLabels.team=a,podAnnotations.note=b,nodeSelector.disk=ssd,priorityClassName=high,metrics.service=false',
     '--set=imagePullSecrets[0].name=registry,tolerations[0].operator=Exists,serviceAccount.name=own',
   ],
@@ -80,13 +82,12 @@ for (const [name, args] of Object.entries(renderings)) {
   test(`the API server takes the chart ${name}`, async (t) => {
     const plane = await controlPlane(t, { controllerManager: true });
     await systemNamespace(plane.client);
-    for (const chart of ['sluice', 'sluice-crds'])
-      for (const object of renderChart(t, chart, args))
-        await plane.client.apply(types[object.kind]!, object, {
-          fieldManager: 'helm',
-          force: true,
-          dryRun: true,
-        });
+    for (const object of [...renderChart(t, 'sluice', args), ...renderChart(t, 'sluice-crds')])
+      await plane.client.apply(types[object.kind]!, object, {
+        fieldManager: 'helm',
+        force: true,
+        dryRun: true,
+      });
   });
 }
 
@@ -102,12 +103,32 @@ async function systemNamespace(client: any): Promise<void> {
   );
 }
 
-test('the options that the chart writes are those of the program', async (t) => {
+test('its pod passes the Pod Security Standard "restricted"', async (t) => {
+  const plane = await controlPlane(t, { controllerManager: true });
+  await systemNamespace(plane.client);
+  const objects = renderChart(t, 'sluice');
+  const account = objects.find((object) => object.kind === 'ServiceAccount')!;
+  await plane.client.apply(types.ServiceAccount!, account, { fieldManager: 'helm', force: true });
+  const { metadata, spec } = objects.find((object) => object.kind === 'Deployment')!.spec.template;
+  await plane.client.create(
+    resources.pods,
+    {
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { ...metadata, name: 'operator', namespace: 'sluice-system' },
+      spec,
+    },
+    { dryRun: true },
+  );
+});
+
+test('the options that the chart writes are those of the program', (t) => {
   const deployment = renderChart(t, 'sluice', ['--set=watchNamespaces={a,b}']).find(
     (object) => object.kind === 'Deployment',
   )!;
-  const { loadOperatorConfig } = await import('../../../operator/config.ts');
-  const config = loadOperatorConfig({ argv: deployment.spec.template.spec.containers[0].args, env: {} });
+  const args: string[] = deployment.spec.template.spec.containers[0].args;
+  const argv = args.map((arg) => arg.replace('$(POD_NAMESPACE)', 'sluice-system'));
+  const config = loadOperatorConfig({ argv, env: {} });
   assert.deepEqual(config.watchNamespaces, ['a', 'b']);
   assert.equal(config.leaderElect, true);
 });
@@ -125,6 +146,8 @@ for (const scope of ['all namespaces', 'one namespace'] as const) {
       await client.apply(types[object.kind]!, object, { fieldManager: 'helm', force: true });
     t.after(async () => {
       for (const object of objects) await client.remove(types[object.kind]!, object.metadata);
+      // So that the next operator makes its own.
+      await client.remove(resources.leases, { namespace: 'sluice-system', name: leaseName });
     });
 
     const username = 'system:serviceaccount:sluice-system:sluice';
@@ -146,8 +169,13 @@ for (const scope of ['all namespaces', 'one namespace'] as const) {
       [],
     );
     const used = new Set(
-      events.map(({ verb, objectRef: { apiGroup = '', resource = '', subresource } = {} }) =>
-        [apiGroup, subresource ? `${resource}/${subresource}` : resource, verb].join(' '),
+      events.flatMap(
+        ({ verb, responseStatus, objectRef: { apiGroup = '', resource = '', subresource } = {} }) => {
+          const what = [apiGroup, subresource ? `${resource}/${subresource}` : resource].join(' ');
+          // An apply that makes the object needs the right to create, too.
+          const makes = verb === 'patch' && responseStatus?.code === 201;
+          return [verb, ...(makes ? ['create'] : [])].map((each) => `${what} ${each}`);
+        },
       ),
     );
     const unused = granted(objects).filter((right) => !used.has(right));

@@ -56,9 +56,14 @@ async function writes({ plane, namespace }: Stage, since: number): Promise<strin
     );
 }
 
-test('apply, scale, delete', async (t) => {
+test('apply, scale, delete, in a namespace that enforces the Pod Security Standard "restricted"', async (t) => {
   const on = await stage(t);
   const { client } = on.plane;
+  await client.mergePatch(
+    resources.namespaces,
+    { name: on.namespace },
+    { metadata: { labels: { 'pod-security.kubernetes.io/enforce': 'restricted' } } },
+  );
   pretendKubelet(t, client, on.namespace);
   await operate(t, on);
   const service = await ServiceUnderTest.create(client, on.namespace, 'chat', {
