@@ -9,25 +9,11 @@ import path from 'node:path';
 import { goDuration, RestartBackoff } from './backoff.ts';
 import { ContainerLog } from './container-log.ts';
 import type { PodEvent } from './event-recorder.ts';
+import { readSmallFile, removeTree } from './files.ts';
 import { findImage, type Image, type ImageTable } from './images.ts';
-import type {
-  ContainerSpec,
-  ContainerState,
-  ContainerStatus,
-  LifecycleHandler,
-  Probe,
-  TerminatedState,
-} from './pod-types.ts';
-import { executeProbe, type ProbeTarget, probeHttp } from './probe.ts';
-import { runProber } from './prober.ts';
-import {
-  LaunchError,
-  type LaunchOptions,
-  readSmallFile,
-  removeTree,
-  type Sandbox,
-  type SandboxedProcess,
-} from './sandbox.ts';
+import type { ContainerSpec, ContainerState, ContainerStatus, TerminatedState } from './pod-types.ts';
+import { RunningContainer } from './running-container.ts';
+import { LaunchError, type LaunchOptions, type Sandbox, type SandboxedProcess } from './sandbox.ts';
 import { pause } from './wait.ts';
 
 export type ContainerRole = 'init' | 'sidecar' | 'main';
@@ -53,21 +39,9 @@ export interface ContainerContext {
   readonly onChange: () => void;
 }
 
-interface Running {
-  readonly process: SandboxedProcess;
-  /** Ends probes and hooks that have no more to say. */
-  readonly controller: AbortController;
-  readonly target: ProbeTarget;
-  readonly startedAt: number;
-  ending: Promise<void> | undefined;
-}
-
 const terminationMessageLimit = 4_096;
 const logTail = { lines: 80, bytes: 2_048 };
-/** What a program gets at least between SIGTERM and SIGKILL, when a hook has used up the grace. */
-const minimumGraceMs = 2_000;
 const configRetryLimitMs = 10_000;
-const maximumGraceMs = 2 ** 31 - 1;
 
 export class Container {
   readonly role: ContainerRole;
@@ -80,15 +54,9 @@ export class Container {
   #restartCount = 0;
   #instance = 0;
   #containerID: string | undefined;
-  #ready = false;
-  #started = false;
-  #running: Running | undefined;
+  #running: RunningContainer | undefined;
   #log: ContainerLog | undefined;
   #previousLog: ContainerLog | undefined;
-  #killTimer: NodeJS.Timeout | undefined;
-  /** When the program will be killed, once it has been asked to stop; it can only come earlier. */
-  #deadline = Number.POSITIVE_INFINITY;
-  #hook: AbortController | undefined;
   /** Wakes who waits for the start of a sidecar. */
   #startWaiters: (() => void)[] = [];
 
@@ -121,8 +89,8 @@ export class Container {
       ...(this.#containerID === undefined ? {} : { containerID: this.#containerID }),
       state: this.#state,
       lastState: this.#lastState,
-      ready: this.role === 'init' ? this.#exitCode() === 0 : this.#ready,
-      started: this.#started,
+      ready: this.role === 'init' ? this.#exitCode() === 0 : (this.#running?.ready ?? false),
+      started: this.#isStarted,
       restartCount: this.#restartCount,
     };
   }
@@ -175,12 +143,12 @@ export class Container {
 
   /** Resolves true when it runs and its startup probe has succeeded, false when it is to stop. */
   async waitUntilStarted(): Promise<boolean> {
-    while (!this.#started && !this.#stopping.signal.aborted) {
+    while (!this.#isStarted && !this.#stopping.signal.aborted) {
       await new Promise<void>((resolve) => {
         this.#startWaiters.push(resolve);
       });
     }
-    return this.#started;
+    return this.#isStarted;
   }
 
   /** A new image takes effect at once, by a restart. */
@@ -190,7 +158,7 @@ export class Container {
     if (changed && this.#running) {
       const message = `Container ${this.name} definition changed, will be restarted`;
       this.#context.record({ type: 'Normal', reason: 'Killing', message });
-      void this.#end(Date.now() + this.#context.gracePeriodSeconds * 1000);
+      void this.#running.end(Date.now() + this.#context.gracePeriodSeconds * 1000);
     }
   }
 
@@ -200,15 +168,10 @@ export class Container {
     this.#stopping.abort();
     this.#wakeWaiters();
     if (!this.#running) return;
-    if (first && !this.#running.ending) {
+    if (first && !this.#running.isEnding) {
       this.#context.record({ type: 'Normal', reason: 'Killing', message: `Stopping container ${this.name}` });
     }
-    await this.#end(deadline);
-  }
-
-  /** Takes its logs and its writes with it. Call when run() has resolved. */
-  async remove(): Promise<void> {
-    await removeTree(this.#context.folder);
+    await this.#running.end(deadline);
   }
 
   #adoptHistory(previous: ContainerStatus): void {
@@ -246,6 +209,10 @@ export class Container {
     if (this.role === 'sidecar') return 'Always';
     const { restartPolicy } = this.#context;
     return this.role === 'init' && restartPolicy === 'Always' ? 'OnFailure' : restartPolicy;
+  }
+
+  get #isStarted(): boolean {
+    return this.#running?.started ?? false;
   }
 
   #exitCode(): number | undefined {
@@ -322,29 +289,22 @@ export class Container {
     messageFile: string,
     log: ContainerLog,
   ): Promise<void> {
-    const controller = new AbortController();
-    const running: Running = {
-      process,
-      controller,
-      startedAt,
-      ending: undefined,
-      target: {
-        podIP: this.#context.podIP,
-        ports: this.#spec.ports ?? [],
-        exec: (command, timeoutMs) => process.exec(command, timeoutMs),
+    const { podIP, gracePeriodSeconds, record, onChange } = this.#context;
+    const running = new RunningContainer(this.#spec, process, startedAt, {
+      podIP,
+      gracePeriodSeconds,
+      record,
+      stopping: this.#stopping.signal,
+      onBegun: () => this.#set({ running: { startedAt: timestamp(startedAt) } }),
+      onChange: () => {
+        if (running.started) this.#wakeWaiters();
+        onChange();
       },
-    };
+    });
     this.#running = running;
-    this.#deadline = Number.POSITIVE_INFINITY;
-    if (this.#stopping.signal.aborted) void this.#end(Date.now() + minimumGraceMs);
-    else void this.#begin(running);
-    const exitCode = await process.exited;
-    controller.abort();
-    clearTimeout(this.#killTimer);
-    this.#hook?.abort();
+    running.begin();
+    const exitCode = await running.exited;
     this.#running = undefined;
-    this.#ready = false;
-    this.#started = false;
     log.end();
     const message = await this.#terminationMessage(messageFile, exitCode, log);
     this.#set({
@@ -357,115 +317,6 @@ export class Container {
         containerID: this.#containerID!,
       },
     });
-  }
-
-  /** postStart, then the state Running and the probes. */
-  async #begin(running: Running): Promise<void> {
-    const { signal } = running.controller;
-    const postStart = this.#spec.lifecycle?.postStart;
-    if (postStart) {
-      const outcome = await runHook(postStart, running.target, signal, maximumGraceMs);
-      if (signal.aborted) return;
-      if (!outcome.ok) {
-        const message = `PostStartHook failed: ${outcome.message}`;
-        this.#context.record({ type: 'Warning', reason: 'FailedPostStartHook', message });
-        void this.#end(Date.now() + this.#context.gracePeriodSeconds * 1000);
-        return;
-      }
-    }
-    const { startupProbe, readinessProbe } = this.#spec;
-    this.#started = !startupProbe;
-    this.#ready = this.#started && !readinessProbe;
-    this.#set({ running: { startedAt: timestamp(running.startedAt) } });
-    if (startupProbe) this.#probe(running, 'Startup', startupProbe);
-    else this.#beginAfterStartup(running);
-  }
-
-  #beginAfterStartup(running: Running): void {
-    this.#started = true;
-    this.#wakeWaiters();
-    const { livenessProbe, readinessProbe } = this.#spec;
-    if (livenessProbe) this.#probe(running, 'Liveness', livenessProbe);
-    if (readinessProbe) this.#probe(running, 'Readiness', readinessProbe);
-    else this.#ready = true;
-    this.#context.onChange();
-  }
-
-  #probe(running: Running, kind: 'Startup' | 'Liveness' | 'Readiness', probe: Probe): void {
-    const controller = new AbortController();
-    const signals = [running.controller.signal, controller.signal];
-    // A container that is to end is no longer restarted; whether it can still serve remains a question.
-    if (kind !== 'Readiness') signals.push(this.#stopping.signal);
-    void runProber({
-      probe,
-      execute: () => executeProbe(probe, running.target),
-      startedAt: running.startedAt,
-      signal: AbortSignal.any(signals),
-      onFailure: (message) =>
-        this.#context.record({
-          type: 'Warning',
-          reason: 'Unhealthy',
-          message: `${kind} probe failed: ${message}`,
-        }),
-      onChange: (ok) => {
-        if (kind === 'Readiness') {
-          this.#ready = ok;
-          this.#context.onChange();
-        } else if (!ok) {
-          controller.abort();
-          const message = `Container ${this.name} failed ${kind.toLowerCase()} probe, will be restarted`;
-          this.#context.record({ type: 'Normal', reason: 'Killing', message });
-          const grace = probe.terminationGracePeriodSeconds ?? this.#context.gracePeriodSeconds;
-          void this.#end(Date.now() + grace * 1000);
-        } else if (kind === 'Startup') {
-          controller.abort();
-          this.#beginAfterStartup(running);
-        }
-      },
-    });
-  }
-
-  /** preStop, SIGTERM, SIGKILL at the deadline. Resolves when the program is gone. */
-  async #end(deadline: number): Promise<void> {
-    const running = this.#running;
-    if (!running) return;
-    if (deadline < this.#deadline) {
-      this.#deadline = deadline;
-      this.#armDeadline(running);
-    }
-    running.ending ??= this.#terminate(running);
-    await running.ending;
-  }
-
-  #armDeadline(running: Running): void {
-    clearTimeout(this.#killTimer);
-    const delayMs = Math.min(Math.max(this.#deadline - Date.now(), 0), maximumGraceMs);
-    this.#killTimer = setTimeout(() => {
-      if (this.#hook) this.#hook.abort();
-      else running.process.signal('SIGKILL');
-    }, delayMs);
-  }
-
-  async #terminate(running: Running): Promise<void> {
-    const preStop = this.#spec.lifecycle?.preStop;
-    if (preStop) {
-      const hook = new AbortController();
-      this.#hook = hook;
-      const signal = AbortSignal.any([hook.signal, running.controller.signal]);
-      const { ok, message } = await runHook(preStop, running.target, signal, maximumGraceMs);
-      this.#hook = undefined;
-      if (!ok && !running.controller.signal.aborted) {
-        this.#context.record({
-          type: 'Warning',
-          reason: 'FailedPreStopHook',
-          message: `PreStopHook failed: ${message}`,
-        });
-      }
-      if (this.#deadline - Date.now() < minimumGraceMs) this.#deadline = Date.now() + minimumGraceMs;
-      this.#armDeadline(running);
-    }
-    running.process.signal('SIGTERM');
-    await running.process.exited;
   }
 
   async #terminationMessage(file: string, exitCode: number, log: ContainerLog): Promise<string | undefined> {
@@ -527,32 +378,6 @@ export class Container {
     this.#startWaiters = [];
     for (const wake of waiters) wake();
   }
-}
-
-/** Never rejects; ends early, as a failure, when the signal is aborted. */
-async function runHook(
-  hook: LifecycleHandler,
-  target: ProbeTarget,
-  signal: AbortSignal,
-  timeoutMs: number,
-): Promise<{ ok: boolean; message: string }> {
-  const cut = pause(timeoutMs, signal).then(() => ({ ok: false, message: 'it did not end in time' }));
-  if (hook.sleep) {
-    await pause(hook.sleep.seconds * 1000, signal);
-    return { ok: !signal.aborted, message: 'it was cut short' };
-  }
-  if (hook.exec) {
-    const command = hook.exec.command ?? [];
-    const run = target.exec(command, timeoutMs).then(({ code, output }) => ({
-      ok: code === 0,
-      message: `command ${JSON.stringify(command)} exited with ${code}: ${output.trim()}`,
-    }));
-    return await Promise.race([run, cut]);
-  }
-  if (hook.httpGet) {
-    return await Promise.race([probeHttp(hook.httpGet, target, timeoutMs, 'kube-lifecycle/1.36'), cut]);
-  }
-  return { ok: true, message: '' };
 }
 
 function timestamp(at = Date.now()): string {

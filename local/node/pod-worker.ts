@@ -4,23 +4,24 @@
  * What its containers do is container.ts's, what their states mean pod-status.ts's.
  */
 import { mkdirSync } from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
-import { type KubeClient, KubeError, resources } from '../../operator/kube/client.ts';
+import { type KubeClient, KubeError } from '../../operator/kube/client.ts';
 import type { PodAddressPool } from './addresses.ts';
 import { RestartBackoff } from './backoff.ts';
 import { Container, type ContainerRole } from './container.ts';
+import { prepareLaunch } from './container-launch.ts';
 import type { ContainerLog } from './container-log.ts';
-import { buildEnvironment, ContainerConfigError, expand } from './environment.ts';
 import type { EventRecorder, PodEvent } from './event-recorder.ts';
-import { type GpuPool, gpuEnvironment, gpuResource } from './gpus.ts';
-import { commandLine, type Image, type ImageTable } from './images.ts';
+import { removeTree } from './files.ts';
+import type { GpuPool } from './gpus.ts';
+import type { ImageTable } from './images.ts';
 import type { KeyedObjects } from './keyed-objects.ts';
+import { admitPod, type Failure } from './pod-admission.ts';
+import { PodObject } from './pod-object.ts';
 import { computePodStatus, isSidecar } from './pod-status.ts';
-import type { ContainerSpec, Pod, SecurityContext } from './pod-types.ts';
+import type { ContainerSpec, Pod, PodStatus } from './pod-types.ts';
 import type { PortClaims } from './port-claims.ts';
-import { type LaunchOptions, removeTree, type Sandbox } from './sandbox.ts';
-import { inspectFields } from './supported-fields.ts';
+import type { Sandbox } from './sandbox.ts';
 import { PodVolumes, VolumeError } from './volumes.ts';
 import { aborted, pause } from './wait.ts';
 
@@ -45,20 +46,15 @@ export interface NodeContext {
   readonly onFailure: (error: unknown) => void;
 }
 
-interface Failure {
-  readonly reason: string;
-  readonly message: string;
-}
-
 const defaultGraceSeconds = 30;
 /** For a pod whose object is gone already. */
 const forcedGraceSeconds = 2;
 const volumeRetryLimitMs = 15_000;
-const writeRetryMs = 1_000;
+const longestTimerMs = 2 ** 31 - 1;
 
 export class PodWorker {
   readonly #node: NodeContext;
-  #pod: Pod;
+  readonly #object: PodObject;
   readonly #folder: string;
   readonly #startTime: string;
   #containers: Container[] = [];
@@ -72,24 +68,27 @@ export class PodWorker {
   readonly #stopping = new AbortController();
   /** Aborted when the object's deletion has been asked for, or it is gone. */
   readonly #deletion = new AbortController();
-  /** The node is going: the API server is left alone. */
-  #abandoned = false;
-  #objectGone = false;
   #deadline = Number.POSITIVE_INFINITY;
-  #dirty = false;
-  #writing: Promise<void> | undefined;
   #volumeChange = new AbortController();
-  #gpuSlices = new Map<string, readonly string[]>();
+  #gpuIds: ReadonlyMap<string, readonly string[]> = new Map();
   /** Resolves when nothing of the pod is left. */
   readonly done: Promise<void>;
 
   constructor(pod: Pod, node: NodeContext) {
-    this.#pod = pod;
     this.#node = node;
+    this.#object = new PodObject(pod, {
+      client: node.client,
+      computeStatus: () => this.#status(),
+      onFailure: node.onFailure,
+    });
     this.#folder = path.join(node.folder, 'pods', pod.metadata.uid!);
     this.#startTime = pod.status?.startTime ?? timestamp();
     this.done = this.#run();
     if (pod.metadata.deletionTimestamp) this.#beginDeletion();
+  }
+
+  get #pod(): Pod {
+    return this.#object.current;
   }
 
   get uid(): string {
@@ -98,7 +97,7 @@ export class PodWorker {
 
   /** The object as it is now. */
   update(pod: Pod): void {
-    if (isNewer(pod, this.#pod)) this.#pod = pod;
+    this.#object.observe(pod);
     for (const container of this.#containers) {
       const spec = [...pod.spec.containers, ...(pod.spec.initContainers ?? [])].find(
         ({ name }) => name === container.name,
@@ -106,20 +105,20 @@ export class PodWorker {
       if (spec) container.updateSpec(spec);
     }
     this.#volumes?.refresh();
-    if (pod.spec.readinessGates) this.#changed();
+    if (pod.spec.readinessGates) this.#object.changed();
     if (pod.metadata.deletionTimestamp) this.#beginDeletion();
   }
 
   /** The object is gone, by force. */
   removed(): void {
-    this.#objectGone = true;
+    this.#object.close();
     this.#deletion.abort();
     this.#stop(forcedGraceSeconds);
   }
 
   /** The node ends: the containers with it, the object stays. */
   abandon(graceSeconds: number): void {
-    this.#abandoned = true;
+    this.#object.close();
     this.#deletion.abort();
     this.#stop(graceSeconds);
   }
@@ -146,116 +145,53 @@ export class PodWorker {
       if (phase !== 'Succeeded' && phase !== 'Failed') {
         await this.#live();
         this.#ended = true;
-        this.#changed();
-        await this.#flush();
+        this.#object.changed();
+        await this.#object.flush();
       }
     } catch (error) {
       this.#node.onFailure(error);
       this.#fail('NodeError', error instanceof Error ? error.message : String(error));
-      await this.#flush();
+      const deadline = Date.now() + this.#graceMs;
+      await Promise.all(this.#containers.map((container) => container.stop(deadline)));
+      await this.#object.flush();
     }
     // A pod that is over holds nothing but its logs.
     await this.#releaseResources();
     await aborted(this.#deletion.signal);
-    if (!this.#abandoned && !this.#objectGone) await this.#deleteObject();
-    this.#objectGone = true;
+    await this.#object.delete();
     await removeTree(this.#folder);
     this.#node.events.forget(this.#pod);
   }
 
   async #live(): Promise<void> {
-    const refusal = this.#admit();
+    const { refusal, warnings, gpus } = admitPod(this.#pod, {
+      sandboxKind: this.#node.sandbox.kind,
+      isRoot: process.getuid?.() === 0,
+      gpus: this.#node.gpus,
+    });
+    for (const warning of warnings) this.#record({ type: 'Warning', ...warning });
     if (refusal) {
       await this.#refuse(refusal);
       return;
     }
+    this.#gpuIds = gpus;
     const deadlineSeconds = this.#pod.spec.activeDeadlineSeconds;
     const timer =
       deadlineSeconds === undefined
         ? undefined
         : setTimeout(
             () => this.#exceedDeadline(),
-            Math.max(0, Date.parse(this.#startTime) + deadlineSeconds * 1000 - Date.now()),
+            clamp(Date.parse(this.#startTime) + deadlineSeconds * 1000 - Date.now()),
           );
     try {
       if (!(await this.#prepare())) return;
       this.#sandboxReady = true;
       this.#createContainers();
-      this.#changed();
+      this.#object.changed();
       await this.#runContainers();
     } finally {
       clearTimeout(timer);
     }
-  }
-
-  /** Why the pod fails before anything is made for it. */
-  #admit(): Failure | undefined {
-    const { spec } = this.#pod;
-    const { warned, unsupported } = inspectFields(spec);
-    if (unsupported.length > 0) {
-      const fields = unsupported.map((field) => `spec.${field}`).join(', ');
-      return { reason: 'UnsupportedField', message: `a process node does not support ${fields}` };
-    }
-    const notEnforced = [...warned, ...this.#usersThatCannotBe()];
-    if (notEnforced.length > 0) {
-      const fields = notEnforced.map((field) => `spec.${field}`).join(', ');
-      this.#record({
-        type: 'Warning',
-        reason: 'NotEnforced',
-        message: `a process node accepts but does not enforce ${fields}`,
-      });
-    }
-    if (this.#node.sandbox.kind === 'plain' && spec.volumes?.length) {
-      this.#record({
-        type: 'Warning',
-        reason: 'NoMountNamespace',
-        message:
-          'this machine allows no mount namespaces: volumes are not at their mount paths, which are replaced by ' +
-          'the paths of their folders in command lines and environments',
-      });
-    }
-    return this.#allocateGpus();
-  }
-
-  /** runAsUser and runAsGroup where this program may not change users. */
-  #usersThatCannotBe(): string[] {
-    if (this.#node.sandbox.kind !== 'user-namespaces' && process.getuid?.() === 0) return [];
-    const { spec } = this.#pod;
-    const isSet = (context: SecurityContext | undefined) =>
-      context?.runAsUser !== undefined || context?.runAsGroup !== undefined;
-    return [
-      ...(isSet(spec.securityContext) ? ['securityContext.runAsUser'] : []),
-      ...spec.containers.flatMap(({ securityContext }, index) =>
-        isSet(securityContext) ? [`containers[${index}].securityContext.runAsUser`] : [],
-      ),
-    ];
-  }
-
-  #allocateGpus(): Failure | undefined {
-    const { spec } = this.#pod;
-    const sidecars = (spec.initContainers ?? []).filter(({ name }) => isSidecar(this.#pod, name));
-    const inits = (spec.initContainers ?? []).filter(({ name }) => !isSidecar(this.#pod, name));
-    const together = [...sidecars, ...spec.containers];
-    const sum = together.reduce((total, container) => total + gpuCount(container), 0);
-    // Init containers run before the others and use the same devices.
-    const count = Math.max(sum, ...inits.map(gpuCount));
-    const available = this.#node.gpus.freeCount;
-    const ids = this.#node.gpus.take(this.uid, count);
-    if (!ids) {
-      return {
-        reason: 'UnexpectedAdmissionError',
-        message:
-          'Allocate failed due to requested number of devices unavailable for ' +
-          `${gpuResource}. Requested: ${count}, Available: ${available}, which is unexpected`,
-      };
-    }
-    let from = 0;
-    for (const container of together) {
-      this.#gpuSlices.set(container.name, ids.slice(from, from + gpuCount(container)));
-      from += gpuCount(container);
-    }
-    for (const container of inits) this.#gpuSlices.set(container.name, ids.slice(0, gpuCount(container)));
-    return undefined;
   }
 
   /** The first at once, the next ones of the same controller ever later. */
@@ -310,7 +246,7 @@ export class PodWorker {
           reason: 'FailedMount',
           message: `MountVolume.SetUp failed: ${message}`,
         });
-        this.#changed();
+        this.#object.changed();
         await pause(delayMs, AbortSignal.any([signal, this.#volumeChange.signal]));
         delayMs = Math.min(delayMs * 2, volumeRetryLimitMs);
       }
@@ -334,13 +270,23 @@ export class PodWorker {
           restartPolicy: spec.restartPolicy ?? 'Always',
           backoffBaseMs: this.#node.backoffBaseMs,
           gracePeriodSeconds: spec.terminationGracePeriodSeconds ?? defaultGraceSeconds,
-          prepare: (current, image) => this.#prepareContainer(current, image),
+          prepare: (current, image) =>
+            prepareLaunch(current, image, {
+              pod: this.#pod,
+              addresses: { podIP: this.#podIP!, hostIP: this.#node.addresses.hostIP },
+              allocatable: this.#node.allocatable,
+              read: (kind, name) =>
+                this.#node.keyedObjects.readOnce(kind, this.#pod.metadata.namespace!, name),
+              environment: this.#node.environment,
+              gpuIds: this.#gpuIds.get(container.name) ?? [],
+              volumes: this.#volumes!,
+            }),
           record: (event) =>
             this.#record({
               ...event,
               container: { name: container.name, kind: role === 'main' ? 'containers' : 'initContainers' },
             }),
-          onChange: () => this.#changed(),
+          onChange: () => this.#object.changed(),
         },
         previous.find(({ name }) => name === container.name),
       );
@@ -387,7 +333,7 @@ export class PodWorker {
     }
     if (!signal.aborted && !this.#failure) {
       this.#initialized = true;
-      this.#changed();
+      this.#object.changed();
       const stopMains = () => void Promise.all(mains.map((container) => container.stop(this.#deadline)));
       signal.addEventListener('abort', stopMains, { once: true });
       await Promise.all(mains.map((container) => container.run()));
@@ -395,46 +341,6 @@ export class PodWorker {
     if (!Number.isFinite(this.#deadline)) this.#deadline = Date.now() + this.#graceMs;
     await finish();
     await Promise.all(running);
-  }
-
-  async #prepareContainer(container: ContainerSpec, image: Image): Promise<Omit<LaunchOptions, 'folder'>> {
-    const { metadata, spec } = this.#pod;
-    const { addresses, allocatable, keyedObjects } = this.#node;
-    const hostname = spec.hostname || metadata.name;
-    const user = container.securityContext?.runAsUser ?? spec.securityContext?.runAsUser;
-    const group = container.securityContext?.runAsGroup ?? spec.securityContext?.runAsGroup;
-    const environment = await buildEnvironment(container, {
-      pod: this.#pod,
-      addresses: { podIP: this.#podIP!, hostIP: addresses.hostIP },
-      allocatable,
-      read: (kind, name) => keyedObjects.readOnce(kind, metadata.namespace!, name),
-      base: {
-        HOME: user === undefined || user === 0 ? os.homedir() : '/',
-        ...image.environment,
-        HOSTNAME: hostname,
-        ...this.#node.environment,
-        // The runtime would listen on every address of the machine, where another pod wants the same port.
-        SLUICE_HOST: this.#podIP!,
-        ...gpuEnvironment(this.#gpuSlices.get(container.name) ?? []),
-      },
-    });
-    const expanded = (words: readonly string[] | undefined) =>
-      words?.map((word) => expand(word, environment));
-    let mounts: LaunchOptions['mounts'];
-    try {
-      mounts = (await this.#volumes?.mounts(container, environment)) ?? [];
-    } catch (cause) {
-      throw new ContainerConfigError((cause as Error).message, { cause });
-    }
-    return {
-      hostname,
-      environment,
-      mounts,
-      commandLine: commandLine(image, expanded(container.command), expanded(container.args)),
-      workingDirectory: container.workingDir || image.workingDirectory || '/',
-      readOnlyRoot: container.securityContext?.readOnlyRootFilesystem === true,
-      user: user === undefined && group === undefined ? undefined : { uid: user ?? 0, gid: group ?? 0 },
-    };
   }
 
   #beginDeletion(): void {
@@ -455,8 +361,7 @@ export class PodWorker {
       return;
     }
     for (const container of this.#containers) {
-      if ('running' in container.status.state && container.role !== 'sidecar')
-        void container.stop(this.#deadline);
+      if (container.isStopping) void container.stop(this.#deadline);
     }
   }
 
@@ -471,7 +376,7 @@ export class PodWorker {
   #fail(reason: string, message: string): void {
     this.#failure ??= { reason, message };
     if (reason !== '') this.#record({ type: 'Warning', reason, message });
-    this.#changed();
+    this.#object.changed();
   }
 
   #record(event: PodEvent): void {
@@ -486,53 +391,7 @@ export class PodWorker {
     await removeTree(path.join(this.#folder, 'volumes'));
   }
 
-  #changed(): void {
-    this.#dirty = true;
-    if (this.#abandoned || this.#objectGone) return;
-    this.#writing ??= this.#writeStatus().finally(() => {
-      this.#writing = undefined;
-      if (this.#dirty && !this.#abandoned && !this.#objectGone) this.#changed();
-    });
-  }
-
-  /** Resolves when the API server has the status of now. */
-  async #flush(): Promise<void> {
-    while (this.#writing) await this.#writing;
-  }
-
-  async #writeStatus(): Promise<void> {
-    // What changes together is written together.
-    await Promise.resolve();
-    const ref = { namespace: this.#pod.metadata.namespace!, name: this.#pod.metadata.name };
-    while (this.#dirty && !this.#objectGone && !this.#abandoned) {
-      this.#dirty = false;
-      const { uid, resourceVersion } = this.#pod.metadata;
-      try {
-        const written = await this.#node.client.mergePatch(
-          resources.pods,
-          ref,
-          // Of this very object, and of no other writer's conditions.
-          { metadata: { uid, resourceVersion }, status: this.#status() },
-          { subresource: 'status' },
-        );
-        if (isNewer(written as Pod, this.#pod)) this.#pod = written as Pod;
-      } catch (error) {
-        this.#dirty = true;
-        if (error instanceof KubeError && error.status === 409) {
-          const current = await this.#node.client.get(resources.pods, ref).catch(() => this.#pod);
-          if (current === undefined || current.metadata.uid !== uid) this.#objectGone = true;
-          else this.#pod = current as Pod;
-        } else if (error instanceof KubeError && error.status === 404) {
-          this.#objectGone = true;
-        } else {
-          this.#node.onFailure(error);
-          await pause(writeRetryMs);
-        }
-      }
-    }
-  }
-
-  #status() {
+  #status(): PodStatus {
     const statuses = (role: (containerRole: ContainerRole) => boolean) =>
       this.#containers.filter((container) => role(container.role)).map(({ status }) => status);
     return computePodStatus({
@@ -549,30 +408,6 @@ export class PodWorker {
       now: timestamp(),
     });
   }
-
-  async #deleteObject(): Promise<void> {
-    const { namespace, name, uid } = this.#pod.metadata;
-    for (;;) {
-      try {
-        await this.#node.client.remove(
-          resources.pods,
-          { namespace: namespace!, name },
-          { gracePeriodSeconds: 0, uid: uid! },
-        );
-        return;
-      } catch (error) {
-        // 409: another object has the name by now.
-        if (error instanceof KubeError && error.status === 409) return;
-        if (this.#abandoned) return;
-        this.#node.onFailure(error);
-        await pause(writeRetryMs);
-      }
-    }
-  }
-}
-
-function gpuCount(container: ContainerSpec): number {
-  return Number(container.resources?.limits?.[gpuResource] ?? 0);
 }
 
 function portNumbers(pod: Pod): number[] {
@@ -580,10 +415,8 @@ function portNumbers(pod: Pod): number[] {
   return containers.flatMap(({ ports }) => (ports ?? []).map(({ containerPort }) => containerPort));
 }
 
-/** Resource versions of one resource are numbers that grow. */
-function isNewer(candidate: Pod, current: Pod): boolean {
-  const version = (pod: Pod) => BigInt(pod.metadata.resourceVersion ?? '0');
-  return version(candidate) >= version(current);
+function clamp(ms: number): number {
+  return Math.min(Math.max(ms, 0), longestTimerMs);
 }
 
 function timestamp(): string {

@@ -10,6 +10,7 @@ import { type CertificateAuthority, createCertificateAuthority } from '../certif
 import { type Guard, startGuard } from '../guard.ts';
 import { createAddressPool } from './addresses.ts';
 import { EventRecorder } from './event-recorder.ts';
+import { removeTree } from './files.ts';
 import { follow } from './follow.ts';
 import { GpuPool } from './gpus.ts';
 import { type ImageTable, toolImages } from './images.ts';
@@ -19,7 +20,7 @@ import { NodeObject } from './node-object.ts';
 import type { Pod } from './pod-types.ts';
 import { type NodeContext, PodWorker } from './pod-worker.ts';
 import { PortClaims } from './port-claims.ts';
-import { detectSandbox, removeTree, type SandboxKind } from './sandbox.ts';
+import { detectSandbox, type SandboxKind } from './sandbox.ts';
 
 export interface ProcessNodeOptions {
   readonly client: KubeClient;

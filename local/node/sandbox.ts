@@ -5,11 +5,13 @@
  * In: a command line, an environment, mounts; out: a running process. Must not know pods or the API.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
 import type { Guard } from '../guard.ts';
+import { removeTree } from './files.ts';
+import { rewriteEnvironment, rewritePaths } from './rewrite-paths.ts';
 
 export type SandboxKind = 'namespaces' | 'user-namespaces' | 'plain';
 
@@ -243,42 +245,6 @@ export class Sandbox {
   }
 }
 
-const boundary = /^[/:,;\s'"]/;
-
-/**
- * Replaces mount paths by their sources in one word of a command line or one value of an environment: where a path
- * begins the word or follows a space, a quote or one of = : , ; and ends there or goes on with a slash.
- */
-export function rewritePaths(word: string, mounts: readonly Mount[]): string {
-  // The longest first: /models/extra before /models.
-  const ordered = mounts.toSorted((left, right) => right.target.length - left.target.length);
-  let result = '';
-  let rest = word;
-  for (;;) {
-    const mount = ordered.find(
-      ({ target }) =>
-        rest === target || (boundary.test(rest.slice(target.length)) && rest.startsWith(target)),
-    );
-    if (mount) {
-      result += mount.source;
-      rest = rest.slice(mount.target.length);
-    }
-    const next = rest.search(/[=:,;\s'"]/);
-    if (next < 0) return result + rest;
-    result += rest.slice(0, next + 1);
-    rest = rest.slice(next + 1);
-  }
-}
-
-function rewriteEnvironment(
-  environment: Readonly<Record<string, string>>,
-  mounts: readonly Mount[],
-): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(environment).map(([name, value]) => [name, rewritePaths(value, mounts)]),
-  );
-}
-
 /** Reads what sandbox.sh says on descriptor 3; the program's pid as this process counts. Throws LaunchError. */
 async function awaitStart(child: ChildProcess): Promise<number> {
   const report = child.stdio[3] as Readable;
@@ -374,32 +340,5 @@ function kill(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
     process.kill(pid, signal);
   } catch {
     // Gone already.
-  }
-}
-
-/** rm -rf that also gets through what an overlay leaves: folders without any permission. */
-export async function removeTree(folder: string): Promise<void> {
-  try {
-    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-  } catch {
-    await openTree(folder);
-    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-  }
-}
-
-async function openTree(folder: string): Promise<void> {
-  await chmod(folder, 0o700);
-  for (const entry of await readdir(folder, { withFileTypes: true })) {
-    if (entry.isDirectory()) await openTree(path.join(folder, entry.name));
-  }
-}
-
-/** The text of a small file, at most `limit` bytes; undefined when there is none or it is empty. */
-export async function readSmallFile(file: string, limit: number): Promise<string | undefined> {
-  try {
-    const bytes = await readFile(file);
-    return bytes.length === 0 ? undefined : bytes.subarray(0, limit).toString('utf8');
-  } catch {
-    return undefined;
   }
 }

@@ -27,7 +27,8 @@ import { computePodStatus } from '../../local/node/pod-status.ts';
 import type { ContainerState, ContainerStatus, Pod } from '../../local/node/pod-types.ts';
 import { runProber } from '../../local/node/prober.ts';
 import { divideQuantity, parseQuantity } from '../../local/node/quantity.ts';
-import { LaunchError, rewritePaths, Sandbox, type SandboxKind } from '../../local/node/sandbox.ts';
+import { rewritePaths } from '../../local/node/rewrite-paths.ts';
+import { LaunchError, Sandbox, type SandboxKind } from '../../local/node/sandbox.ts';
 import { honouredFields, inspectFields, warnedFields } from '../../local/node/supported-fields.ts';
 
 const run = promisify(execFile);
