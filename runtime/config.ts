@@ -6,11 +6,28 @@
 import { availableParallelism, homedir } from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
+import { type HubSettings, hubSettings } from './config/hub.ts';
 import { envPrefix, type Option, type OptionValues, readOptions } from './config/options.ts';
 import { SluiceError } from './errors.ts';
 
-/** Element types that the weights may be computed in; the CRD's `quantization` is the same list. */
-export const quantizationEncodings = ['float32', 'bfloat16', 'float16'] as const;
+/** How weights may be stored; the CRD's `quantization` is the same list. */
+export const quantizationEncodings = [
+  'float32',
+  'bfloat16',
+  'float16',
+  'gptq',
+  'awq',
+  'q4_0',
+  'q4_1',
+  'q5_0',
+  'q5_1',
+  'q8_0',
+  'q4_k',
+  'q5_k',
+  'q6_k',
+] as const;
+
+export const quantizedComputes = ['int8', 'float32'] as const;
 
 export const logLevels = ['debug', 'info', 'warn', 'error'] as const;
 
@@ -62,19 +79,31 @@ export const runtimeOptions = {
     kind: 'string',
     schema: text(4096),
     group: 'Model',
-    description: 'The folder of the checkpoint: config.json, tokenizer.json and *.safetensors.',
-    form: 'a path to a folder',
+    description:
+      'The checkpoint: a folder with config.json, tokenizer.json and *.safetensors, a GGUF file, or a repository of the hub, which is downloaded.',
+    form: 'a path to a folder or a GGUF file, or org/name',
     example: '/models/llama',
     defaultText: 'the small demo model that comes with Sluice',
+  }),
+  huggingfaceRevision: option({
+    flag: 'huggingface-revision',
+    kind: 'string',
+    schema: text(256),
+    group: 'Model',
+    description: 'Branch, tag or commit of the hub repository in --model-path.',
+    form: 'a branch, a tag or a commit',
+    example: 'v1.0',
+    defaultText: 'main',
   }),
   weightPath: option({
     flag: 'weight-path',
     kind: 'list',
     schema: z.array(text(4096)).min(1).max(256),
     group: 'Model',
-    description: 'A safetensors file to take the weights from instead of those in --model-path. Repeatable.',
-    form: 'a path to a .safetensors file',
-    example: '/models/llama/model.safetensors',
+    description:
+      'A safetensors or GGUF file to take the weights from instead of those in --model-path: a path, or org/name/file of the hub. Repeatable. A GGUF file alone is enough.',
+    form: 'a path to a .safetensors or .gguf file, or org/name/file',
+    example: '/models/llama/model-Q4_K_M.gguf',
     defaultText: "the checkpoint's own files",
   }),
   servedModelName: option({
@@ -93,10 +122,22 @@ export const runtimeOptions = {
     kind: 'string',
     schema: z.enum(quantizationEncodings),
     group: 'Model',
-    description: 'How the weights are kept for computing.',
+    description: 'How the weights are stored; a checkpoint that cannot give it is refused.',
     form: `one of ${quantizationEncodings.join(', ')}`,
     example: 'float32',
     defaultText: 'as the checkpoint has them',
+  }),
+  quantizedCompute: option({
+    flag: 'quantized-compute',
+    kind: 'string',
+    schema: z.enum(quantizedComputes),
+    group: 'Model',
+    description:
+      'How products with quantized weights are computed: int8 quantizes the activations too, block by block, and is faster; float32 keeps them.',
+    form: `one of ${quantizedComputes.join(', ')}`,
+    example: 'float32',
+    default: 'int8',
+    spec: 'quantizedCompute',
   }),
   devices: option({
     flag: 'devices',
@@ -271,8 +312,11 @@ export const runtimeOptions = {
 
 export type RuntimeOptions = typeof runtimeOptions;
 export type RuntimeOptionName = keyof RuntimeOptions;
-/** What serve and generate are given: every option's value, `cacheDir` filled in. */
-export type RuntimeConfig = Omit<OptionValues<RuntimeOptions>, 'cacheDir'> & { readonly cacheDir: string };
+/** What the commands are given: every option's value, `cacheDir` filled in, and the hub's settings. */
+export type RuntimeConfig = Omit<OptionValues<RuntimeOptions>, 'cacheDir'> & {
+  readonly cacheDir: string;
+  readonly hub: HubSettings;
+};
 
 /** Variables of other programs of this package, which a runtime may inherit. */
 const foreignEnvPrefixes = ['OPERATOR_', 'LOCAL_', 'TEST_', 'BENCH_'].map((prefix) => envPrefix + prefix);
@@ -298,8 +342,13 @@ export function loadConfig<T extends Readonly<Record<string, Option>> = Record<n
     ...Object.fromEntries(omit.map((key) => [key, (runtimeOptions[key] as Option).default])),
     ...readOptions({ ...own, ...extra }, { argv, env, others: runtimeOptions, foreignEnvPrefixes }),
   } as RuntimeConfig & OptionValues<T>;
-  if (values.devices.kind === 'auto') refuseHiddenGpu(env.NVIDIA_VISIBLE_DEVICES);
-  return Object.freeze({ ...values, cacheDir: values.cacheDir ?? defaultCacheDir(env) }) as typeof values;
+  if (values.devices.kind === 'auto' && !omit.includes('devices'))
+    refuseHiddenGpu(env.NVIDIA_VISIBLE_DEVICES);
+  return Object.freeze({
+    ...values,
+    cacheDir: values.cacheDir ?? defaultCacheDir(env),
+    hub: hubSettings(env, homedir()),
+  }) as typeof values;
 }
 
 /** `auto` means what the container was given; running on the CPU instead of a GPU must be asked for. */

@@ -7,7 +7,8 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { SluiceError } from '../errors.ts';
 import type { Checkpoint, DenseTensor } from './checkpoint.ts';
-import { ggufParts, openGguf } from './gguf/checkpoint.ts';
+import { openGguf } from './gguf/checkpoint.ts';
+import { ggufPartNames } from './gguf/parts.ts';
 import { readJsonObject } from './json.ts';
 import { joinPrequantized } from './prequantized.ts';
 import { readSafetensors, type SafetensorsFile } from './safetensors.ts';
@@ -108,7 +109,7 @@ function isFolder(place: string): boolean {
 function givenGguf(weightPaths: readonly string[]): string | undefined {
   const first = weightPaths.find(isGguf);
   if (first === undefined) return undefined;
-  const parts = ggufParts(first).map((part) => path.resolve(part));
+  const parts = ggufPartNames(first).map((part) => path.resolve(part));
   const stranger = weightPaths.find((file) => !parts.includes(path.resolve(file)));
   if (stranger !== undefined) {
     throw new SluiceError(
@@ -125,7 +126,7 @@ function onlyGguf(folder: string): string | undefined {
   if (names.some((name) => name.endsWith('.safetensors') || name === indexFile)) return undefined;
   const found = names.filter(isGguf).sort();
   if (found.length === 0) return undefined;
-  const parts = ggufParts(path.join(folder, found[0]!)).map((part) => path.basename(part));
+  const parts = ggufPartNames(path.join(folder, found[0]!)).map((part) => path.basename(part));
   if (found.some((name) => !parts.includes(name))) {
     throw new SluiceError(
       'checkpoint_invalid',

@@ -116,7 +116,13 @@ export async function startHub(): Promise<HubServer> {
       if (response.destroyed) return;
       const chunk = part.subarray(at, Math.min(at + step, limit));
       if (!response.write(chunk))
-        await new Promise((resolve) => response.once('drain', resolve).once('close', resolve));
+        await new Promise<void>((resolve) => {
+          const goOn = () => {
+            response.off('drain', goOn).off('close', goOn);
+            resolve();
+          };
+          response.on('drain', goOn).on('close', goOn);
+        });
       if (faults.bytesPerSecond)
         await new Promise((resolve) => setTimeout(resolve, (chunk.length / faults.bytesPerSecond!) * 1000));
     }

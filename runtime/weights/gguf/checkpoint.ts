@@ -4,7 +4,6 @@
  */
 import { createHash } from 'node:crypto';
 import { closeSync, openSync, readSync } from 'node:fs';
-import path from 'node:path';
 import type { DType } from '../../dtype.ts';
 import { SluiceError } from '../../errors.ts';
 import type {
@@ -17,6 +16,7 @@ import type {
 import { type BlockFormat, blockFormats, convertBlocks } from './blocks.ts';
 import { configFromMetadata, generationConfigFromMetadata } from './config.ts';
 import { type GgufArchitecture, ggufArchitectures, transformersName } from './names.ts';
+import { ggufPartNames } from './parts.ts';
 import { type GgufHeader, type GgufTensor, type GgufValue, quote, readGgufHeader } from './reader.ts';
 
 export interface GgufCheckpoint extends Checkpoint {
@@ -144,18 +144,6 @@ function quantizedTensor(
   };
 }
 
-/** All parts of a split model, given any one of them (`name-00001-of-00003.gguf`). */
-export function ggufParts(file: string): string[] {
-  const match = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/.exec(path.basename(file));
-  if (!match) return [file];
-  const count = Number(match[3]);
-  if (count < 1 || count > 9999)
-    throw new SluiceError('checkpoint_invalid', `${file}: a split into ${count} parts is not possible`);
-  return Array.from({ length: count }, (_, i) =>
-    path.join(path.dirname(file), `${match[1]}-${String(i + 1).padStart(5, '0')}-of-${match[3]}.gguf`),
-  );
-}
-
 /** The values of a small dense float32 tensor. */
 function floats(tensor: Placed): number[] {
   if (tensor.type !== 0)
@@ -176,7 +164,7 @@ function encodingOf(tensors: readonly Placed[]): string {
 }
 
 export function openGguf(file: string): GgufCheckpoint {
-  const headers = ggufParts(file).map(readGgufHeader);
+  const headers = ggufPartNames(file).map(readGgufHeader);
   const first = headers[0]!;
   const name = String(first.metadata.get('general.architecture') ?? '');
   const kind: GgufArchitecture | undefined = Object.hasOwn(ggufArchitectures, name)

@@ -3,12 +3,21 @@
  * blobs/<etag>, snapshots/<commit>/<path> -> ../../blobs/<etag>, refs/<branch or tag> holding the commit.
  * Enters: a repository, a revision, which files are wanted. Leaves: the snapshot's folder and the commit.
  */
-import { access, copyFile, mkdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { SluiceError } from '../../errors.ts';
-import { HubClient, type HubFile, type HubOptions, isPlainPath, repositoryPattern } from './client.ts';
+import { cachedSnapshot, exists, isCommit, type Snapshot } from './cached.ts';
+import {
+  HubClient,
+  type HubFile,
+  type HubOptions,
+  type HubRevision,
+  isPlainPath,
+  repositoryPattern,
+} from './client.ts';
 import { bytesResumable, downloadBlob } from './download.ts';
 import { acquireLock } from './lock.ts';
+import type { FileSelection } from './selection.ts';
 
 export interface SnapshotOptions extends HubOptions {
   /** The hub cache, for example ~/.cache/huggingface/hub. */
@@ -16,6 +25,7 @@ export interface SnapshotOptions extends HubOptions {
   /** Nothing is asked of the network: what the cache holds must do. */
   readonly offline?: boolean;
   readonly onProgress?: (progress: DownloadProgress) => void;
+  readonly onWarning?: (message: string) => void;
   readonly concurrency?: number;
 }
 
@@ -27,61 +37,9 @@ export interface DownloadProgress {
   readonly secondsLeft: number | undefined;
 }
 
-export interface Snapshot {
-  readonly folder: string;
-  readonly commit: string;
-  readonly files: readonly string[];
-}
-
-/** Chooses among a repository's files; sees the text of an index when there is one. */
-export type FileSelection = (
-  files: readonly string[],
-  readText: (file: string) => Promise<string>,
-) => Promise<readonly string[]>;
-
-const companions =
-  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|quantize_config|quant_config)\.json$|^chat_template\.jinja$/;
-
-/** What the runtime reads of a checkpoint: its configuration and tokenizer, and the weights that the index names. */
-export const checkpointFiles: FileSelection = async (files, readText) => {
-  const wanted = files.filter((file) => companions.test(file));
-  if (files.includes('model.safetensors.index.json')) {
-    const text = await readText('model.safetensors.index.json');
-    let shards: string[];
-    try {
-      const index = JSON.parse(text) as { weight_map: Record<string, string> };
-      shards = [...new Set(Object.values(index.weight_map))];
-    } catch (cause) {
-      throw new SluiceError(
-        'checkpoint_invalid',
-        'model.safetensors.index.json of the repository is no index of shards',
-        { cause },
-      );
-    }
-    return [...wanted, 'model.safetensors.index.json', ...shards.filter(isPlainPath)];
-  }
-  if (files.includes('model.safetensors')) return [...wanted, 'model.safetensors'];
-  const safetensors = files.filter(
-    (file) => /^[^/]+\.safetensors$/.test(file) && !/^(consolidated|adapter)/.test(file),
-  );
-  if (safetensors.length > 0) return [...wanted, ...safetensors];
-  throw new SluiceError(
-    'checkpoint_unsupported',
-    `the repository holds no safetensors weights${files.some((file) => file.endsWith('.gguf')) ? '; it holds GGUF files: name one with --weight-path org/name/file.gguf' : ''}`,
-  );
-};
-
 export function repositoryFolder(cacheDir: string, repository: string): string {
   return path.join(cacheDir, `models--${repository.replace('/', '--')}`);
 }
-
-const exists = (file: string): Promise<boolean> =>
-  access(file).then(
-    () => true,
-    () => false,
-  );
-
-const isCommit = (revision: string): boolean => /^[0-9a-f]{40}$/.test(revision);
 
 /** Makes `snapshots/<commit>/<path>` point to the blob; copies where links are not to be had. */
 async function place(blob: string, target: string): Promise<void> {
@@ -106,30 +64,6 @@ function assertRepository(repository: string): void {
   }
 }
 
-/** The commit that a revision names, from the hub, or from the cache when offline. */
-export async function resolveCommit(
-  repository: string,
-  revision: string,
-  options: SnapshotOptions,
-): Promise<string> {
-  assertRepository(repository);
-  if (!options.offline) return (await new HubClient(options).revision(repository, revision)).commit;
-  return cachedCommit(repository, revision, options.cacheDir);
-}
-
-async function cachedCommit(repository: string, revision: string, cacheDir: string): Promise<string> {
-  if (isCommit(revision)) return revision;
-  const folder = repositoryFolder(cacheDir, repository);
-  const text = isPlainPath(revision)
-    ? await readFile(path.join(folder, 'refs', revision), 'utf8').catch(() => '')
-    : '';
-  if (isCommit(text.trim())) return text.trim();
-  throw new SluiceError(
-    'hub_refused',
-    `${repository}@${revision}: offline (HF_HUB_OFFLINE), and the cache ${cacheDir} does not hold this revision`,
-  );
-}
-
 /**
  * Downloads what is missing. Two processes that ask for the same blob download it once.
  * Throws SluiceError `hub_refused`, `hub_failed`, `storage_full`.
@@ -143,19 +77,27 @@ export async function pullSnapshot(
   assertRepository(repository);
   const folder = repositoryFolder(options.cacheDir, repository);
   if (options.offline) {
-    const commit = await cachedCommit(repository, revision, options.cacheDir);
-    const snapshot = path.join(folder, 'snapshots', commit);
-    if (!(await exists(snapshot))) {
-      throw new SluiceError(
-        'hub_refused',
-        `${repository}@${revision}: offline (HF_HUB_OFFLINE), and ${snapshot} does not exist`,
-      );
-    }
-    return { folder: snapshot, commit, files: [] };
+    const cached = await cachedSnapshot(folder, revision, select);
+    if (cached !== undefined) return cached;
+    throw new SluiceError(
+      'hub_refused',
+      `${repository}@${revision}: offline (HF_HUB_OFFLINE), and the cache ${options.cacheDir} does not hold all of this revision`,
+    );
   }
-
   const client = new HubClient(options);
-  const resolved = await client.revision(repository, revision);
+  let resolved: HubRevision;
+  try {
+    resolved = await client.revision(repository, revision);
+  } catch (error) {
+    // A hub that cannot be reached is no reason to stand still beside a complete copy.
+    const unreachable = error instanceof SluiceError && error.code === 'hub_failed';
+    const cached = unreachable ? await cachedSnapshot(folder, revision, select) : undefined;
+    if (cached === undefined) throw error;
+    options.onWarning?.(
+      `${(error as Error).message}; the cached commit ${cached.commit} of ${repository}@${revision} is used`,
+    );
+    return cached;
+  }
   const { commit } = resolved;
   const snapshot = path.join(folder, 'snapshots', commit);
   const blobs = path.join(folder, 'blobs');
@@ -173,13 +115,17 @@ export async function pullSnapshot(
 
   const meter = new Meter(options.onProgress);
   const signal = options.signal ?? new AbortController().signal;
-  const fetchFile = async (file: string): Promise<void> => {
+  const isPlaced = (file: string): Promise<boolean> => exists(path.join(snapshot, file));
+  const locate = async (file: string): Promise<HubFile> => {
+    const found = await client.file(repository, commit, file);
+    meter.expect(found.bytes);
+    return found;
+  };
+  const fetchFile = async (found: HubFile): Promise<void> => {
+    const file = found.path;
     const target = path.join(snapshot, file);
-    if (await exists(target)) return;
-    const found: HubFile = await client.file(repository, commit, file);
     const blob = path.join(blobs, found.etag);
     const start = await bytesResumable(blob, found.bytes);
-    meter.expect(found.bytes);
     const complete = async (): Promise<boolean> =>
       (await stat(blob).catch(() => undefined))?.size === found.bytes;
     if (!(await complete())) {
@@ -208,20 +154,17 @@ export async function pullSnapshot(
     await place(blob, target);
   };
   const readText = async (file: string): Promise<string> => {
-    await fetchFile(file);
+    if (!(await isPlaced(file))) await fetchFile(await locate(file));
     return readFile(path.join(snapshot, file), 'utf8');
   };
 
-  const files = await select(resolved.files, readText);
-  const queue = [...new Set(files)];
-  const failed: unknown[] = [];
-  const worker = async (): Promise<void> => {
-    for (let file = queue.shift(); file !== undefined && failed.length === 0; file = queue.shift()) {
-      await fetchFile(file).catch((error: unknown) => failed.push(error));
-    }
-  };
-  await Promise.all([worker(), worker()]);
-  if (failed.length > 0) throw failed[0];
+  const files = [...new Set(await select(resolved.files, readText))];
+  // All are found before any is downloaded, so that progress knows the whole from the start.
+  const missing: HubFile[] = [];
+  await eachOf(files, 8, async (file) => {
+    if (!(await isPlaced(file))) missing.push(await locate(file));
+  });
+  await eachOf(missing, 2, fetchFile);
 
   if (!isCommit(revision) && isPlainPath(revision)) {
     const reference = path.join(folder, 'refs', revision);
@@ -232,6 +175,23 @@ export async function pullSnapshot(
   }
   meter.tick(true);
   return { folder: snapshot, commit, files };
+}
+
+/** Runs `work` on all items, so many at a time; after a failure none is begun any more. */
+async function eachOf<T>(
+  items: readonly T[],
+  concurrency: number,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  const queue = [...items];
+  const failed: unknown[] = [];
+  const worker = async (): Promise<void> => {
+    for (let item = queue.shift(); item !== undefined && failed.length === 0; item = queue.shift()) {
+      await work(item).catch((error: unknown) => failed.push(error));
+    }
+  };
+  await Promise.all(Array.from({ length: concurrency }, worker));
+  if (failed.length > 0) throw failed[0];
 }
 
 /** Sums bytes over files and reports at most ten times a second. */

@@ -140,6 +140,10 @@ const edits: Record<string, { patch: object; shows?: (template: any) => unknown;
     shows: (template) => template.spec.containers[0].image,
     as: 'runtime:other',
   },
+  'runtime.quantizedCompute': arg(
+    { runtime: { quantizedCompute: 'float32' } },
+    '--quantized-compute=float32',
+  ),
   'runtime.threads': arg({ runtime: { threads: 1 } }, '--threads=1'),
   'runtime.maxBatchSize': arg({ runtime: { maxBatchSize: 4 } }, '--max-batch-size=4'),
   'runtime.maxLength': arg({ runtime: { maxLength: 128 } }, '--max-length=128'),
