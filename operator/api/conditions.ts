@@ -1,9 +1,19 @@
 /**
- * Conditions as kstatus, Argo CD and Flux read them: Available and Ready always; Reconciling and Stalled only while true.
+ * Conditions as kstatus, Argo CD and Flux read them: Available and Ready always; Reconciling, Stalled and Paused only while
+ * true; Resolved and PreflightPassed where a checkpoint is looked up before it runs.
  * Pure. Times come from outside, and one changes only when the condition's status does.
  */
 
-export const conditionTypes = ['Available', 'Ready', 'Reconciling', 'Stalled', 'SpecUnderstood'] as const;
+export const conditionTypes = [
+  'Available',
+  'Ready',
+  'Reconciling',
+  'Stalled',
+  'Paused',
+  'Resolved',
+  'PreflightPassed',
+  'SpecUnderstood',
+] as const;
 export type ConditionType = (typeof conditionTypes)[number];
 
 /** What is to be said; the bookkeeping is added by `stampConditions`. */

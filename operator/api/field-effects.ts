@@ -3,18 +3,25 @@
  * new revision is an input, a field that acts in place is not. A test fails when a leaf of the schema has no row.
  */
 
-/** `none`: the field is stored, and no child changes. */
-export type FieldEffect = 'in place' | 'new revision' | 'none';
+/** `policy`: no child changes by it; it says how later changes are made, and what is kept. */
+export type FieldEffect = 'in place' | 'new revision' | 'policy';
 
 export const fieldEffects: Readonly<Record<string, FieldEffect>> = {
   'model.path': 'new revision',
   'model.servedNames': 'new revision',
   'model.weightFiles': 'new revision',
+  'model.revision': 'new revision',
+  'model.updatePolicy': 'policy',
+  'model.trackIntervalSeconds': 'policy',
+  'model.tokenSecretRef.name': 'new revision',
+  'model.tokenSecretRef.key': 'new revision',
+  'model.endpoint': 'new revision',
   gpus: 'new revision',
   gpuResource: 'new revision',
   quantization: 'new revision',
   replicas: 'in place',
   image: 'new revision',
+  'runtime.quantizedCompute': 'new revision',
   'runtime.threads': 'new revision',
   'runtime.maxBatchSize': 'new revision',
   'runtime.maxLength': 'new revision',
@@ -31,4 +38,17 @@ export const fieldEffects: Readonly<Record<string, FieldEffect>> = {
   'template.metadata.labels': 'new revision',
   'template.metadata.annotations': 'new revision',
   'template.spec': 'new revision',
+  suspend: 'in place',
+  revisionHistoryLimit: 'policy',
+  'rollout.strategy': 'policy',
+  'rollout.maxSurge': 'policy',
+  'rollout.maxUnavailable': 'policy',
+  'rollout.progressDeadlineSeconds': 'policy',
+  'rollout.paused': 'policy',
+  'rollout.rollbackTo': 'policy',
+  'rollout.onFailure': 'policy',
+  'rollout.promotion': 'policy',
+  'rollout.capacity.mode': 'policy',
+  'rollout.capacity.whenInsufficient': 'policy',
+  'rollout.capacity.waitSeconds': 'policy',
 };

@@ -40,18 +40,24 @@ export const reservedFlags: readonly string[] = [
   'config',
 ];
 
+/** `org/name`, as the hub writes repositories. */
+const hubPathPattern = '^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$';
+
 const modelSchema = z
   .strictObject({
     path: z
       .string()
       .min(1)
       .max(1024)
-      .describe('The checkpoint: an absolute path inside `storage`, for example /tiny.')
+      .describe(
+        'The checkpoint: org/name on the hub, for example Qwen/Qwen3-0.6B, or an absolute path inside `storage`, for example /tiny.',
+      )
       .meta(
         rules(
           {
-            rule: "self.startsWith('/')",
-            message: 'the form is an absolute path inside spec.storage, for example /tiny',
+            rule: `self.startsWith('/') || self.matches('${hubPathPattern}')`,
+            message:
+              'the form is an absolute path inside spec.storage, for example /tiny, or org/name on the hub, for example Qwen/Qwen3-0.6B',
           },
           { rule: noParent('self'), message: 'may not leave the storage: no "..", for example /team-a/tiny' },
         ),
@@ -86,8 +92,54 @@ const modelSchema = z
           message: 'a weight file may not leave the storage: no ".." in it, for example model.safetensors',
         }),
       ),
+    revision: z
+      .string()
+      .min(1)
+      .max(256)
+      .regex(/^\S+$/)
+      .exactOptional()
+      .describe('A branch, a tag or a commit of the repository on the hub; absent: main.'),
+    updatePolicy: z
+      .enum(['Pinned', 'Track'])
+      .exactOptional()
+      .describe(
+        'Pinned: the commit that the branch or tag named first stays. Track: it is looked up again from time to time, and a new commit is rolled out. Absent: Pinned; a path in `storage` is then not looked at.',
+      ),
+    trackIntervalSeconds: z
+      .int()
+      .min(1)
+      .max(2_592_000)
+      .exactOptional()
+      .describe('How often Track looks; absent: 300.'),
+    tokenSecretRef: z
+      .strictObject({
+        name: z.string().min(1).max(253).describe('The Secret, in the namespace of this object.'),
+        key: z.string().min(1).max(253).describe('Its key that holds the token.'),
+      })
+      .exactOptional()
+      .describe('The token for private and gated repositories.'),
+    endpoint: z
+      .string()
+      .max(1024)
+      .regex(/^https?:\/\/\S+$/)
+      .exactOptional()
+      .describe('A mirror of the hub, for example https://hub.example; absent: https://huggingface.co.'),
   })
-  .describe('What is served.');
+  .describe('What is served.')
+  .meta(
+    rules(
+      {
+        rule: "!has(self.trackIntervalSeconds) || (has(self.updatePolicy) && self.updatePolicy == 'Track')",
+        message: 'trackIntervalSeconds goes only with updatePolicy: Track',
+        fieldPath: '.trackIntervalSeconds',
+      },
+      {
+        rule: "!self.path.startsWith('/') || !(has(self.revision) || has(self.tokenSecretRef) || has(self.endpoint))",
+        message:
+          'revision, tokenSecretRef and endpoint are about the hub: they need a path such as Qwen/Qwen3-0.6B, not one inside spec.storage',
+      },
+    ),
+  );
 
 const claimSchema = z
   .strictObject({
@@ -161,6 +213,90 @@ const templateSchema = z
   })
   .describe('What else the pods should have: a partial PodTemplateSpec.');
 
+const percentPattern = /^(100|[1-9]?[0-9])%$/;
+
+/** An integer, or a share of the replicas; the API server accepts nothing else in an int-or-string field. */
+const intOrPercent = (description: string) =>
+  z
+    .union([z.int().min(0).max(1000), z.string().max(4).regex(percentPattern)])
+    .exactOptional()
+    .describe(description)
+    .meta({
+      'x-kubernetes-int-or-string': true,
+      ...rules({
+        rule: `type(self) == int ? self >= 0 && self <= 1000 : self.matches('${percentPattern.source}')`,
+        message:
+          'the form is an integer from 0 to 1000 or a percentage from 0% to 100%, for example 1 or 25%',
+      }),
+    });
+
+const capacitySchema = z
+  .strictObject({
+    mode: z
+      .enum(['Existing', 'MayGrow'])
+      .exactOptional()
+      .describe(
+        'Existing: the nodes that are there are all there will be. MayGrow: pods that find no place are left Pending for an autoscaler of nodes. Absent: Existing.',
+      ),
+    whenInsufficient: z
+      .enum(['Recreate', 'Wait'])
+      .exactOptional()
+      .describe(
+        'Where new pods find no GPU beside the old ones. Recreate: old pods end first, which is announced in a condition before it begins. Wait: nothing ends until there is room. Absent: Recreate.',
+      ),
+    waitSeconds: z
+      .int()
+      .min(1)
+      .max(86_400)
+      .exactOptional()
+      .describe('How long a new pod may find no node before it is withdrawn; absent: 120.'),
+  })
+  .describe('What to do about GPUs that are not free.');
+
+const rolloutSchema = z
+  .strictObject({
+    strategy: z
+      .enum(['Auto', 'Surge', 'Recreate'])
+      .exactOptional()
+      .describe(
+        'Auto: new pods start beside the old ones where there is room, and else as `capacity` says. Surge: only beside them. Recreate: the old ones end first. Absent: Auto.',
+      ),
+    maxSurge: intOrPercent('Pods more than `replicas` during a rollout, or a percentage; absent: 1.'),
+    maxUnavailable: intOrPercent(
+      'Ready pods fewer than `replicas` during a rollout, or a percentage; absent: 0.',
+    ),
+    progressDeadlineSeconds: z
+      .int()
+      .min(1)
+      .max(604_800)
+      .exactOptional()
+      .describe('A rollout in which no further pod has become ready for so long has failed; absent: 1800.'),
+    paused: z.boolean().exactOptional().describe('A rollout stays where it is.'),
+    rollbackTo: z
+      .string()
+      .max(63)
+      .exactOptional()
+      .describe('The name of a revision that is to serve instead of the one that the spec asks for.'),
+    onFailure: z
+      .enum(['Rollback', 'Hold'])
+      .exactOptional()
+      .describe(
+        'When a rollout has failed. Rollback: the revision that served before does so again. Hold: everything stays as it is. Absent: Rollback.',
+      ),
+    promotion: z
+      .enum(['Automatic', 'Manual'])
+      .exactOptional()
+      .describe('Manual: all new pods are ready and a person promotes them before old ones end.'),
+    capacity: capacitySchema.exactOptional(),
+  })
+  .describe('How changes that make a new revision are carried out.')
+  .meta(
+    rules({
+      rule: "!has(self.maxSurge) || !has(self.maxUnavailable) || !(self.maxSurge == 0 || self.maxSurge == '0%') || !(self.maxUnavailable == 0 || self.maxUnavailable == '0%')",
+      message: 'maxSurge and maxUnavailable may not both be 0',
+    }),
+  );
+
 export const specSchema = z
   .strictObject({
     model: modelSchema,
@@ -196,6 +332,14 @@ export const specSchema = z
       .describe("The runtime's options. Absent ones are left to the runtime."),
     storage: storageSchema.exactOptional(),
     template: templateSchema.exactOptional(),
+    suspend: z.boolean().exactOptional().describe('No pods, whatever `replicas` says.'),
+    revisionHistoryLimit: z
+      .int()
+      .min(0)
+      .max(100)
+      .exactOptional()
+      .describe('Revisions of the past that are kept to return to; absent: 5.'),
+    rollout: rolloutSchema.exactOptional(),
   })
   .meta(
     rules({
@@ -221,9 +365,68 @@ export const conditionSchema = z.strictObject({
 const revisionStatusSchema = z.strictObject({
   name: z.string().max(63).describe('Of its ControllerRevision and its Deployment.'),
   path: z.string().max(1024).describe("The revision's model.path."),
+  commit: z.string().max(128).exactOptional().describe('The commit or digest that it is pinned to.'),
+  phase: z
+    .enum(['Stable', 'Progressing', 'Superseded', 'Failed'])
+    .exactOptional()
+    .describe(
+      'Stable: it serves. Progressing: it is to. Superseded: it ends. Failed: it was tried and given up.',
+    ),
   replicas: z.int().min(0).describe('Its pods, ready or starting.'),
   readyReplicas: z.int().min(0),
   createdAt: z.string().max(64).meta({ format: 'date-time' }),
+});
+
+const resolvedModelSchema = z.strictObject({
+  source: z.string().max(63).describe('What was asked for: a hash of path, revision and endpoint.'),
+  commit: z.string().max(128).describe("The commit, or a digest of the checkpoint's config and index."),
+  architecture: z.string().max(256).exactOptional(),
+  heads: z.int().min(0).exactOptional(),
+  kvHeads: z.int().min(0).exactOptional(),
+  quantization: z.string().max(64).exactOptional().describe('How the checkpoint has its weights.'),
+  bytes: z.int().min(0).exactOptional().describe('Bytes of the weights as stored.'),
+  problems: z
+    .array(z.string().max(1024))
+    .max(16)
+    .exactOptional()
+    .describe('What stands against running it as the spec asks.'),
+  resolvedAt: z.string().max(64).meta({ format: 'date-time' }),
+  job: z.string().max(63).exactOptional().describe('The uid of the Job that found it.'),
+});
+
+const holdSchema = z
+  .strictObject({
+    verb: z.enum(['Pause', 'Promote', 'Abort', 'Retry']),
+    generation: z.int().min(0).describe('It ends with the next generation of the spec.'),
+  })
+  .describe("A person's word about this rollout, written by the command line.");
+
+const rolloutStatusSchema = z.strictObject({
+  revision: z.string().max(63).exactOptional().describe('The revision that is rolled out.'),
+  decision: z.enum(['Surge', 'PartialSurge', 'Recreate', 'Wait']).exactOptional(),
+  reason: z.string().max(128).exactOptional(),
+  message: z.string().max(1024).exactOptional().describe('Why it is done so, in words.'),
+  progressedAt: z
+    .string()
+    .max(64)
+    .exactOptional()
+    .meta({ format: 'date-time' })
+    .describe('When a further pod became ready, or it began: what the deadline counts from.'),
+  withdrawnAt: z
+    .string()
+    .max(64)
+    .exactOptional()
+    .meta({ format: 'date-time' })
+    .describe('When a pod that found no node was withdrawn.'),
+  failure: z
+    .strictObject({
+      revision: z.string().max(63),
+      reason: z.string().max(128),
+      message: z.string().max(1024),
+    })
+    .exactOptional()
+    .describe('The revision that was given up, and why; it is not tried again until asked for.'),
+  hold: holdSchema.exactOptional(),
 });
 
 export const statusSchema = z.strictObject({
@@ -248,6 +451,10 @@ export const statusSchema = z.strictObject({
     .exactOptional()
     .describe('Revisions that have a Deployment.')
     .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['name'] }),
+  model: resolvedModelSchema
+    .exactOptional()
+    .describe('What `sluice resolve` found behind the path and the branch or tag.'),
+  rollout: rolloutStatusSchema.exactOptional().describe('How the last change is or was carried out.'),
   conditions: z
     .array(conditionSchema)
     .max(16)
@@ -256,4 +463,7 @@ export const statusSchema = z.strictObject({
 });
 
 export type InferenceServiceStatus = z.output<typeof statusSchema>;
+export type RolloutPolicy = NonNullable<InferenceServiceSpec['rollout']>;
+export type RolloutStatus = z.output<typeof rolloutStatusSchema>;
+export type ResolvedModel = z.output<typeof resolvedModelSchema>;
 export type RevisionStatus = z.output<typeof revisionStatusSchema>;

@@ -8,13 +8,20 @@ import { fieldEffects } from './field-effects.ts';
 import type { InferenceServiceSpec } from './inference-service.ts';
 import type { Json, JsonObject } from './objects.ts';
 
-export type RevisionInputs = Omit<InferenceServiceSpec, 'replicas'>;
+export type RevisionInputs = Omit<
+  InferenceServiceSpec,
+  'replicas' | 'suspend' | 'revisionHistoryLimit' | 'rollout'
+> & {
+  /** The commit, or the digest, that the branch or tag stood for when the revision was made. */
+  readonly commit?: string;
+};
 
 /** Below these, what is written is the user's own PodSpec, where an empty value means something (`emptyDir: {}`). */
 const verbatim = new Set(['template.spec']);
 
-export function revisionInputs(spec: InferenceServiceSpec): RevisionInputs {
-  return (inputsOf(spec as unknown as Json, '') ?? {}) as unknown as RevisionInputs;
+export function revisionInputs(spec: InferenceServiceSpec, commit?: string): RevisionInputs {
+  const inputs = (inputsOf(spec as unknown as Json, '') ?? {}) as unknown as RevisionInputs;
+  return commit === undefined ? inputs : { ...inputs, commit };
 }
 
 /** The value without the fields that are no inputs and without empty maps and lists, which say nothing. */

@@ -60,6 +60,7 @@ function isCustomCheck(check: unknown): boolean {
 }
 
 function convert(schema: JsonObject, path: string): StructuralSchema {
+  if (schema['x-kubernetes-int-or-string'] === true) return intOrString(schema);
   const result: StructuralSchema = {};
   const isMap = typeof schema.additionalProperties === 'object';
   for (const [keyword, value] of Object.entries(schema)) {
@@ -75,6 +76,12 @@ function convert(schema: JsonObject, path: string): StructuralSchema {
   }
   checkBounded(result, path);
   return result;
+}
+
+/** A union cannot say its types and bounds structurally: the rules beside it do. */
+function intOrString({ anyOf: _, ...schema }: JsonObject): StructuralSchema {
+  assert(schema['x-kubernetes-validations'] !== undefined, 'an int-or-string needs rules');
+  return { ...schema, anyOf: [{ type: 'integer' }, { type: 'string' }] };
 }
 
 function convertMembers(properties: JsonObject, path: string): JsonObject {

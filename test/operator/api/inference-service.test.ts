@@ -70,11 +70,11 @@ const understood: Record<string, [stored: unknown, unknown: string[], problems: 
   'unknown fields at several depths': [
     {
       ...tiny,
-      model: { path: '/tiny', revision: 'main' },
+      model: { path: '/tiny', mirror: 'main' },
       runtime: { newKnob: 1, threads: 2 },
-      suspend: false,
+      gateway: false,
     },
-    ['spec.model.revision', 'spec.runtime.newKnob', 'spec.suspend'],
+    ['spec.gateway', 'spec.model.mirror', 'spec.runtime.newKnob'],
     [],
   ],
   'a value from a newer list': [{ ...tiny, quantization: 'fp2' }, [], [/^spec\.quantization: /]],

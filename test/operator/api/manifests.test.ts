@@ -47,6 +47,60 @@ const cases: Record<string, { spec: object; name?: string; refused?: RegExp[] }>
     spec: { ...minimalSpec, model: { path: 'tiny' } },
     refused: [/spec\.model\.path: Invalid value: "tiny": .*absolute path.*for example \/tiny/],
   },
+  'a repository of the hub': {
+    spec: {
+      model: {
+        path: 'Qwen/Qwen3-0.6B',
+        revision: 'main',
+        updatePolicy: 'Track',
+        trackIntervalSeconds: 60,
+        tokenSecretRef: { name: 'hub', key: 'token' },
+        endpoint: 'https://hub.example',
+      },
+    },
+  },
+  'a repository with a path in it': {
+    spec: { model: { path: 'a/b/c' } },
+    refused: [/spec\.model\.path: Invalid value: "a\/b\/c".*org\/name/],
+  },
+  'a branch of a folder': {
+    spec: { ...minimalSpec, model: { path: '/tiny', revision: 'main' } },
+    refused: [/spec\.model: .*revision.*hub/],
+  },
+  'an interval without Track': {
+    spec: { model: { path: 'a/b', trackIntervalSeconds: 60 } },
+    refused: [/spec\.model\.trackIntervalSeconds: .*updatePolicy: Track/],
+  },
+  'every field of a rollout': {
+    spec: {
+      ...minimalSpec,
+      suspend: true,
+      revisionHistoryLimit: 0,
+      rollout: {
+        strategy: 'Surge',
+        maxSurge: '25%',
+        maxUnavailable: 0,
+        progressDeadlineSeconds: 60,
+        paused: true,
+        rollbackTo: 'chat-abc',
+        onFailure: 'Hold',
+        promotion: 'Manual',
+        capacity: { mode: 'MayGrow', whenInsufficient: 'Wait', waitSeconds: 5 },
+      },
+    },
+  },
+  'no surge and nothing unavailable': {
+    spec: { ...minimalSpec, rollout: { maxSurge: '0%', maxUnavailable: 0 } },
+    refused: [/spec\.rollout: .*may not both be 0/],
+  },
+  'a surge that is no percentage': {
+    spec: { ...minimalSpec, rollout: { maxSurge: 'half' } },
+    refused: [/spec\.rollout\.maxSurge: .*25%/],
+  },
+  'a surge below nothing': {
+    spec: { ...minimalSpec, rollout: { maxSurge: -1 } },
+    refused: [/spec\.rollout\.maxSurge/],
+  },
   'a path out of the storage': {
     spec: { ...minimalSpec, model: { path: '/../etc' } },
     refused: [/spec\.model\.path: Invalid value: "\/\.\.\/etc"/],
