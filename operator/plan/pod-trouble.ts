@@ -73,8 +73,8 @@ export function unschedulable(pod: AnyObject): { message: string; since: string 
     (each: any) => each.type === 'PodScheduled' && each.status === 'False' && each.reason === 'Unschedulable',
   );
   if (condition === undefined) return undefined;
-  // What preemption would find adds numbers and no cause.
-  const message = String(condition.message ?? 'no node fits').replace(/\s*preemption: .*$/s, '');
+  // What preemption and claims would give adds numbers and no cause.
+  const message = String(condition.message ?? 'no node fits').replace(/\s*(no new claims to deallocate,)?\s*preemption: .*$/s, '');
   return { message, since: condition.lastTransitionTime ?? pod.metadata.creationTimestamp ?? '' };
 }
 

@@ -33,7 +33,7 @@ const cases: Record<string, [pods: AnyObject[], reason: string | undefined, mess
             status: 'False',
             reason: 'Unschedulable',
             message:
-              '0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 3 No preemption victims found.',
+              '0/3 nodes are available: 3 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/3 nodes are available: 3 No preemption victims found.',
           },
         ],
       }),
