@@ -7,7 +7,7 @@ import { defaultSampling } from '../../runtime/sampling/parameters.ts';
 const [model, threads, flags] = process.argv.slice(2) as [string, string, string];
 const argv = ['--model-path', model, '--threads', threads, ...(JSON.parse(flags) as string[])];
 const config = loadConfig({ argv, env: {} });
-const backend = await loadModel(config, model, { onProgress() {}, onWarning: console.error });
+const backend = await loadModel(config, { onProgress() {}, onWarning: console.error });
 console.log(
   JSON.stringify({ ready: true, name: 'Sluice', details: JSON.parse(flags).join(' ') || 'defaults' }),
 );

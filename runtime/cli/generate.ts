@@ -9,6 +9,7 @@ import type { Backend } from '../serve/backend.ts';
 import { answerLimit } from '../serve/sampling-request.ts';
 import { type Command, commandHelp } from './help.ts';
 import { loadModel } from './load-model.ts';
+import { chosenModel } from './locate-model.ts';
 import { embeddedModel } from './package-root.ts';
 import { progressView } from './progress.ts';
 
@@ -165,12 +166,11 @@ async function generate(argv: readonly string[]): Promise<void> {
       '--prompt: missing; the form is a text, for example --prompt "What is Kubernetes?"',
     );
   const prompt = config.prompt === '-' ? await text(process.stdin) : config.prompt;
-  const modelPath = config.modelPath ?? embeddedModel;
-  if (config.modelPath === undefined)
+  if (chosenModel(config) === embeddedModel)
     process.stderr.write('no --model-path: using the small demo model that comes with Sluice\n');
   const view = progressView(process.stderr);
   const loadStart = performance.now();
-  const backend = await loadModel(config, modelPath, {
+  const backend = await loadModel(config, {
     onProgress: (progress) => view.update(progress),
     onWarning: (message) => void process.stderr.write(`warning: ${message}\n`),
   });

@@ -1,5 +1,7 @@
-/** A checkpoint's folder -> a backend that the server and `generate` can use. */
+/** The model that the configuration names -> a backend that the server and `generate` can use. */
+import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import path from 'node:path';
 import type { RuntimeConfig } from '../config.ts';
 import { planRanks } from '../driver/device.ts';
 import { SluiceError } from '../errors.ts';
@@ -8,9 +10,12 @@ import { parseModel } from '../models/registry.ts';
 import { preflight } from '../preflight.ts';
 import type { SamplingParameters } from '../sampling/parameters.ts';
 import type { Backend, LoadingProgress } from '../serve/backend.ts';
+import type { TokenizerSource } from '../tokenizer/definition.ts';
+import { tokenizerFromGguf } from '../tokenizer/gguf.ts';
 import { TokenizerPool } from '../tokenizer/pool.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { openCheckpoint } from '../weights/open.ts';
+import { locateModel } from './locate-model.ts';
 
 export interface LoadModelHooks {
   onProgress(progress: LoadingProgress): void;
@@ -18,15 +23,11 @@ export interface LoadModelHooks {
 }
 
 /** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
-export async function loadModel(
-  config: RuntimeConfig,
-  modelPath: string,
-  hooks: LoadModelHooks,
-): Promise<Backend> {
-  const source = { path: modelPath, weightPaths: config.weightPath ?? [] };
-  const checkpoint = openCheckpoint(modelPath, source);
+export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): Promise<Backend> {
+  const source = await locateModel(config, hooks);
+  const checkpoint = openCheckpoint(source.path, source);
   checkWish(checkpoint, config);
-  const tokenizer = new TokenizerPool(modelPath);
+  const tokenizer = new TokenizerPool(tokenizerSource(source.path, checkpoint));
   const llm = await LLM.load(
     tokenizer.tokenizer,
     {
@@ -38,10 +39,17 @@ export async function loadModel(
       maxLength: config.maxLength,
       blockTokens: config.kvCachePageSize,
       cacheDir: config.cacheDir,
+      quantizedCompute: config.quantizedCompute,
     },
     hooks,
   );
   return new LlmBackend(llm, tokenizer, samplingDefaults(checkpoint));
+}
+
+/** tokenizer.json where there is one; else what the GGUF's metadata says. */
+function tokenizerSource(place: string, { path: file, metadata }: Checkpoint): TokenizerSource {
+  if (metadata === undefined || existsSync(path.join(place, 'tokenizer.json'))) return place;
+  return tokenizerFromGguf(file, metadata);
 }
 
 class LlmBackend implements Backend {

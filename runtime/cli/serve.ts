@@ -5,6 +5,7 @@ import { Server } from '../serve/server.ts';
 import { exitWith } from './fail.ts';
 import { type Command, commandHelp } from './help.ts';
 import { loadModel } from './load-model.ts';
+import { chosenModel, isRepository } from './locate-model.ts';
 import { createLog } from './log.ts';
 import { embeddedModel, packageVersion } from './package-root.ts';
 import { progressBar, progressLines } from './progress.ts';
@@ -28,13 +29,13 @@ async function serve(argv: readonly string[]): Promise<void> {
   const config = loadConfig({ argv, env: process.env });
   const { log, flush } = createLog(config.logLevel);
   process.on('exit', flush);
-  const modelPath = config.modelPath ?? embeddedModel;
+  const modelPath = chosenModel(config);
   const servedNames = config.servedModelName ?? defaultNames(modelPath);
   const server = new Server({ config, servedNames, modelPath, version: packageVersion, log });
   try {
     await server.listen();
     endOnSignals(server, config, log);
-    if (config.modelPath === undefined)
+    if (modelPath === embeddedModel)
       log.warn({ modelPath }, 'no --model-path: serving the small demo model that comes with Sluice');
     const { url, metricsUrl } = server;
     log.info(
@@ -43,9 +44,9 @@ async function serve(argv: readonly string[]): Promise<void> {
     );
     const view = process.stdout.isTTY
       ? progressBar(process.stdout)
-      : progressLines((phase, percent) => log.info({ phase, percent }, 'loading'));
+      : progressLines((fields) => log.info(fields, 'loading'));
     const startedMs = performance.now();
-    const backend = await loadModel(config, modelPath, {
+    const backend = await loadModel(config, {
       onProgress: (progress) => {
         server.reportProgress(progress);
         view.update(progress);
@@ -63,8 +64,9 @@ async function serve(argv: readonly string[]): Promise<void> {
   }
 }
 
-/** The folder's own name, and the path as it was given, which other servers use. */
+/** The folder's own name, and the path as it was given, which other servers use; the latter first for a hub model. */
 function defaultNames(modelPath: string): string[] {
+  if (isRepository(modelPath)) return [modelPath, path.basename(modelPath)];
   const name = path.basename(path.resolve(modelPath));
   return name === modelPath || modelPath === embeddedModel ? [name] : [name, modelPath];
 }

@@ -15,6 +15,14 @@ export interface HubSettings {
   readonly token?: string;
   /** Nothing may be asked of the network. */
   readonly offline: boolean;
+  readonly network: NetworkSettings;
+}
+
+export interface NetworkSettings {
+  /** The variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, as far as they are set. */
+  readonly proxies: Readonly<Record<string, string>>;
+  /** Authorities beside the usual ones; Node itself reads NODE_EXTRA_CA_CERTS. */
+  readonly certificatesFile?: { readonly variable: string; readonly path: string };
 }
 
 type Env = Readonly<Record<string, string | undefined>>;
@@ -30,7 +38,22 @@ export function hubSettings(env: Env, homeDir: string): HubSettings {
     endpoint: hubEndpoint(env.HF_ENDPOINT || defaultEndpoint),
     cacheDir: path.resolve(env.HF_HUB_CACHE || path.join(home, 'hub')),
     offline: /^(1|true|yes|on)$/i.test(env.HF_HUB_OFFLINE ?? ''),
+    network: networkSettings(env),
     ...(token === undefined ? {} : { token }),
+  };
+}
+
+const proxyVariables = ['http_proxy', 'https_proxy', 'no_proxy'];
+const certificateVariables = ['SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE'];
+
+function networkSettings(env: Env): NetworkSettings {
+  const proxies = proxyVariables
+    .flatMap((name) => [name, name.toUpperCase()])
+    .flatMap((name) => (env[name] ? [[name, env[name]] as const] : []));
+  const variable = certificateVariables.find((name) => env[name]);
+  return {
+    proxies: Object.fromEntries(proxies),
+    ...(variable === undefined ? {} : { certificatesFile: { variable, path: env[variable]! } }),
   };
 }
 

@@ -28,8 +28,11 @@ export interface Backend {
 }
 
 export interface LoadingProgress {
-  /** `weights`, `compile`, ... */
+  /** `download`, `weights`, `compile`, ... */
   readonly phase: string;
   readonly done: number;
   readonly total: number;
+  /** Of a download, whose `done` and `total` are bytes. */
+  readonly bytesPerSecond?: number;
+  readonly secondsLeft?: number;
 }
