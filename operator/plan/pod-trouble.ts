@@ -74,7 +74,10 @@ export function unschedulable(pod: AnyObject): { message: string; since: string 
   );
   if (condition === undefined) return undefined;
   // What preemption and claims would give adds numbers and no cause.
-  const message = String(condition.message ?? 'no node fits').replace(/\s*(no new claims to deallocate,)?\s*preemption: .*$/s, '');
+  const message = String(condition.message ?? 'no node fits').replace(
+    /\s*(no new claims to deallocate,)?\s*preemption: .*$/s,
+    '',
+  );
   return { message, since: condition.lastTransitionTime ?? pod.metadata.creationTimestamp ?? '' };
 }
 

@@ -151,7 +151,7 @@ function findObstacle(world: World, input: StatusInput): Obstacle | undefined {
 }
 
 const gapMessage =
-  'The new revision finds no free GPU: pods of the old one end so that it can start, and requests may be refused meanwhile';
+  'The new revision finds no room: pods of the old one end so that it can start, and requests may be refused meanwhile';
 
 function progress(world: World, input: StatusInput): Obstacle {
   const { currentRevision, updateRevision } = input;
