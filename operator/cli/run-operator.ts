@@ -20,9 +20,6 @@ import { OperatorMetrics } from './metrics.ts';
 
 export const leaseName = 'sluice-operator';
 
-/** How long a new pod must have found no GPU before pods of the old revision make room for it. */
-const capacityWaitMs = 120_000;
-
 export interface OperatorParts {
   readonly config: OperatorConfig;
   readonly client: KubeClient;
@@ -66,7 +63,7 @@ export async function runOperator({ config, client, namespace, log, signal }: Op
         client: writer,
         sources,
         recent,
-        plan: { runtimeImage: config.runtimeImage, capacityWaitMs },
+        plan: { runtimeImage: config.runtimeImage },
         now: () => clock.now(),
         notify: (object, notice) => events.record(object, notice),
         onWrite: (verb, kind) => metrics.childWritten(verb, kind),
@@ -109,7 +106,7 @@ export async function runOperator({ config, client, namespace, log, signal }: Op
     }),
   ]);
   log.info({ identity, healthPort: servers[0].port, metricsPort: servers[1].port }, 'operator started');
-  const watching = sources.reflectors.map((each) => each.run(signal));
+  const watching = [...sources.reflectors, ...sources.capacityReflectors].map((each) => each.run(signal));
   try {
     if (elector === undefined) await work(client, signal);
     else await elector.run((term) => work(fencedClient(client, term), term.signal), signal);

@@ -202,6 +202,13 @@ export const resources = {
     plural: 'poddisruptionbudgets',
     namespaced: true,
   },
+  resourceQuotas: {
+    group: '',
+    version: 'v1',
+    kind: 'ResourceQuota',
+    plural: 'resourcequotas',
+    namespaced: true,
+  },
   customResourceDefinitions: {
     group: 'apiextensions.k8s.io',
     version: 'v1',

@@ -14,6 +14,8 @@ export interface CapacityInput {
   /** The template's spec. */
   readonly podSpec: PodSpec;
   readonly resource: string;
+  /** Names of pods of the template's namespace that are to count as gone. */
+  readonly without?: { readonly namespace: string; readonly names: ReadonlySet<string> };
 }
 
 export interface NodeCapacity {
@@ -30,6 +32,7 @@ export interface NodeCapacity {
 export type Capacity =
   | {
       readonly known: true;
+      readonly resource: string;
       /** Of the resource, for one pod. */
       readonly perPod: number;
       readonly nodes: readonly NodeCapacity[];
@@ -245,6 +248,8 @@ export function estimateCapacity(input: CapacityInput): Capacity {
     if (!node || pod.status?.phase === 'Succeeded' || pod.status?.phase === 'Failed') continue;
     const amount = podRequest(pod.spec, input.resource);
     if (amount === 0) continue;
+    const { without } = input;
+    if (without?.names.has(pod.metadata.name) && pod.metadata.namespace === without.namespace) continue;
     add(used, node, amount);
     if (pod.metadata.deletionTimestamp) add(releasing, node, amount);
   }
@@ -275,6 +280,7 @@ export function estimateCapacity(input: CapacityInput): Capacity {
   );
   return {
     known: true,
+    resource: input.resource,
     perPod,
     nodes,
     fits,

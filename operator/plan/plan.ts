@@ -7,7 +7,6 @@ import assert from 'node:assert/strict';
 import type { InferenceServiceSpec, InferenceServiceStatus } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
 import { understandSpec } from '../api/parse.ts';
-import { revisionInputs, revisionName } from '../api/revision.ts';
 import {
   controllerRevision,
   isControlledBy,
@@ -17,10 +16,12 @@ import {
 import { revisionDeployment } from '../resources/deployment.ts';
 import { appliedAnnotation } from '../resources/labels.ts';
 import { clusterService } from '../resources/service.ts';
-import type { PodSpec } from './capacity.ts';
+import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
+import { defaultHistoryLimit, policyOf } from './policy.ts';
 import { decideRollout } from './rollout.ts';
-import { planStatus } from './status.ts';
+import { type Obstacle, planStatus } from './status.ts';
+import { findTarget, type Target } from './target.ts';
 import {
   childOf,
   isReady,
@@ -49,21 +50,20 @@ export interface Plan {
 export interface PlanOptions {
   /** For revisions whose author names no image, made from now on. */
   readonly runtimeImage: string;
-  readonly capacityWaitMs: number;
 }
-
-/** Records of past revisions that are kept beside those in use. */
-const revisionHistoryLimit = 5;
 
 /** How often to look whether a foreign object has gone: it need not carry our labels, so no watch tells. */
 const conflictRequeueMs = 10_000;
 
 /** Names that the plan may want to create; the world must hold what is there under them, whoever owns it. */
-export function wantedChildren(service: AnyObject): { kind: string; name: string }[] {
+export function wantedChildren(world: World): { kind: string; name: string }[] {
+  const { service } = world;
   const { spec } = understandSpec(service.spec);
   const names = [{ kind: 'Service', name: service.metadata.name }];
   if (spec === undefined) return names;
-  const name = revisionName(service.metadata.name, revisionInputs(spec));
+  const { revision } = findTarget(world, spec);
+  if (revision === undefined) return names;
+  const { name } = revision;
   return [...names, { kind: 'ControllerRevision', name }, { kind: 'Deployment', name }];
 }
 
@@ -84,71 +84,146 @@ function planSpec(
   options: PlanOptions,
 ): Plan {
   const { service } = world;
-  const inputs = revisionInputs(spec);
-  const targetName = revisionName(service.metadata.name, inputs);
-  const target = stateOf(world, targetName);
-  const targetRecord =
-    target.record?.data ??
-    restoredRecord(service, target, renderRevision(service, targetName, inputs, options));
-  const stable = stableRevision(world, targetName);
+  const target = findTarget(world, spec);
+  const stable = stableRevision(world, target.revision?.name);
+  const obstacle = obstacleOf(world, target);
+  // As long as it is not known what is wanted, what serves is wanted.
+  const revision =
+    target.revision ??
+    (stable?.record === undefined ? undefined : { name: stable.name, inputs: stable.record.data.inputs });
+  const replicas = spec.suspend === true ? 0 : spec.replicas;
+  const records = recordsOf(world);
+  const manifests: AnyObject[] = [clusterService(service)];
+  const removals: AnyObject[] = [];
+  const last = lastStatus(world);
+  const about = { understood: { spec, unknownFields, problems: [] }, replicas, target, ...obstacle };
+
+  if (revision === undefined) {
+    const { actions, conflicts } = settleAll(world, manifests, removals);
+    const status = planStatus(world, {
+      ...about,
+      conflicts,
+      currentRevision: stable?.name,
+      updateRevision: undefined,
+    });
+    return { actions, status, ...requeue(conflicts.length > 0 ? conflictRequeueMs : undefined) };
+  }
+
+  const { name: targetName, inputs } = revision;
+  const state = stateOf(world, targetName);
+  const record =
+    state.record?.data ??
+    restoredRecord(service, state, renderRevision(service, targetName, inputs, options));
   const others = ownChildren(world, 'Deployment')
     .map((each) => each.metadata.name)
     .filter((name) => name !== targetName && name !== stable?.name)
     .map((name) => stateOf(world, name));
-  const last = lastStatus(world);
+  const generation = service.metadata.generation ?? 0;
+  const policy = policyOf(spec, replicas, last.rollout?.hold, generation);
   const rollout = decideRollout({
-    target,
-    targetSpec: podSpecOf(targetRecord),
+    target: state,
+    targetSpec: podSpecOf(record),
     ...(stable === undefined ? {} : { stable }),
     others,
-    replicas: spec.replicas,
-    gapAnnounced:
-      last.updateRevision === targetName &&
-      last.conditions?.find((each) => each.type === 'Reconciling')?.reason === 'CapacityGap',
+    replicas,
+    policy,
+    last: last.rollout ?? {},
+    lastReady: last.revisions?.find((each) => each.name === targetName)?.readyReplicas ?? 0,
+    gapAnnounced: last.conditions?.find((each) => each.type === 'Reconciling')?.reason === 'CapacityGap',
+    barred: obstacle.bars,
+    capacity: capacityFor(world, inputs.gpuResource),
     now: world.now,
-    capacityWaitMs: options.capacityWaitMs,
   });
 
-  const records = recordsOf(world);
-  const manifests: AnyObject[] = [
-    clusterService(service),
-    controllerRevision(service, targetName, targetRecord, nextOrder(records, targetName)),
-  ];
+  manifests.push(controllerRevision(service, targetName, record, nextOrder(records, targetName)));
   if (stable?.record !== undefined && stable.name !== targetName)
     manifests.push(controllerRevision(service, stable.name, stable.record.data, stable.record.order));
-  for (const [name, replicas] of rollout.replicas) {
+  for (const [name, count] of rollout.replicas) {
     const data =
-      name === targetName ? targetRecord : (stable?.record?.data ?? frozenAsItIs(stable?.deployment));
-    if (data !== undefined) manifests.push(revisionDeployment(service, name, data, replicas));
+      name === targetName
+        ? record
+        : (stateOf(world, name).record?.data ?? frozenAsItIs(stateOf(world, name).deployment));
+    if (data !== undefined) manifests.push(revisionDeployment(service, name, data, count));
   }
+  for (const name of rollout.remove) removals.push(stateOf(world, name).deployment!);
+  const inUse = new Set([targetName, ...rollout.replicas.keys(), ...rollout.remove]);
+  if (stable !== undefined) inUse.add(stable.name);
+  const historyLimit = spec.revisionHistoryLimit ?? defaultHistoryLimit;
+  for (const surplus of surplusRecords(records, inUse, historyLimit)) removals.push(surplus.object);
 
+  const { actions, conflicts } = settleAll(world, manifests, removals);
+  const currentRevision = rollout.goalComplete ? rollout.goal : stable?.name;
+  const status = planStatus(world, {
+    ...about,
+    conflicts,
+    currentRevision,
+    updateRevision: targetName,
+    policy,
+    rollout,
+    settled:
+      rollout.goalComplete &&
+      rollout.goal === targetName &&
+      others.length === 0 &&
+      (stable?.name ?? targetName) === targetName,
+    drifted: actions.length > 0,
+  });
+  return {
+    actions,
+    status,
+    ...requeue(rollout.requeueAfterMs, conflicts.length > 0 ? conflictRequeueMs : undefined),
+  };
+}
+
+/** What stands against the revision that is asked for, before a pod of it exists; `bars`: it may not get one. */
+function obstacleOf(_world: World, target: Target): { obstacle?: Obstacle; bars: boolean } {
+  if (target.missing !== undefined)
+    return {
+      obstacle: {
+        type: 'Stalled',
+        reason: 'RevisionNotFound',
+        message: `rollout.rollbackTo "${target.missing}": there is no such revision; what serves is left as it is. kubectl get controllerrevisions lists them`,
+      },
+      bars: false,
+    };
+  return { bars: false };
+}
+
+function capacityFor(
+  { cluster, service }: World,
+  resource = 'nvidia.com/gpu',
+): (podSpec: PodSpec, without: ReadonlySet<string>) => Capacity {
+  const namespace = service.metadata.namespace ?? '';
+  return (podSpec, names) =>
+    estimateCapacity({
+      nodes: cluster?.nodes() ?? [],
+      pods: cluster?.pods() ?? [],
+      quotas: cluster?.quotas(namespace) ?? [],
+      podSpec,
+      resource,
+      without: { namespace, names },
+    });
+}
+
+function settleAll(
+  world: World,
+  manifests: readonly AnyObject[],
+  removals: readonly AnyObject[],
+): { actions: Action[]; conflicts: AnyObject[] } {
   const conflicts: AnyObject[] = [];
   const actions: Action[] = [];
   for (const manifest of manifests) {
     const live = childOf(world, manifest.kind, manifest.metadata.name);
-    if (live !== undefined && !isControlledBy(live, service)) conflicts.push(live);
+    if (live !== undefined && !isControlledBy(live, world.service)) conflicts.push(live);
     else actions.push(...settle(live, stamped(manifest)));
   }
-  for (const name of rollout.remove)
-    actions.push({ verb: 'remove', object: stateOf(world, name).deployment! });
-  const inUse = new Set([...rollout.replicas.keys(), ...rollout.remove]);
-  for (const record of surplusRecords(records, inUse))
-    actions.push({ verb: 'remove', object: record.object });
+  for (const object of removals)
+    if (object.metadata.deletionTimestamp === undefined) actions.push({ verb: 'remove', object });
+  return { actions, conflicts };
+}
 
-  const status = planStatus(world, {
-    understood: { spec, unknownFields, problems: [] },
-    conflicts,
-    currentRevision: rollout.targetComplete ? targetName : stable?.name,
-    updateRevision: targetName,
-    rollout,
-    settled: rollout.targetComplete && others.length === 0 && (stable?.name ?? targetName) === targetName,
-    drifted: actions.length > 0,
-  });
-  const requeueAfterMs = Math.min(
-    rollout.requeueAfterMs ?? Number.POSITIVE_INFINITY,
-    conflicts.length > 0 ? conflictRequeueMs : Number.POSITIVE_INFINITY,
-  );
-  return { actions, status, ...(Number.isFinite(requeueAfterMs) ? { requeueAfterMs } : {}) };
+function requeue(...times: readonly (number | undefined)[]): { requeueAfterMs?: number } {
+  const known = times.filter((each) => each !== undefined);
+  return known.length === 0 ? {} : { requeueAfterMs: Math.min(...known) };
 }
 
 /**
@@ -188,7 +263,7 @@ function settle(live: AnyObject | undefined, wanted: AnyObject): Action[] {
 }
 
 /** The revision that was last ready as a whole; without such a memory, the one with the most ready pods. */
-function stableRevision(world: World, targetName: string): RevisionState | undefined {
+function stableRevision(world: World, targetName: string | undefined): RevisionState | undefined {
   const { currentRevision } = lastStatus(world);
   if (currentRevision !== undefined) {
     const state = stateOf(world, currentRevision);
@@ -210,8 +285,12 @@ function nextOrder(records: readonly RevisionRecord[], targetName: string): numb
   return own !== undefined && own > highest ? own : highest + 1;
 }
 
-function surplusRecords(records: readonly RevisionRecord[], inUse: ReadonlySet<string>): RevisionRecord[] {
+function surplusRecords(
+  records: readonly RevisionRecord[],
+  inUse: ReadonlySet<string>,
+  limit: number,
+): RevisionRecord[] {
   const past = records.filter((each) => !inUse.has(each.name));
   assert(past.every((each) => Number.isFinite(each.order)));
-  return past.slice(0, Math.max(0, past.length - revisionHistoryLimit));
+  return past.slice(0, Math.max(0, past.length - limit));
 }

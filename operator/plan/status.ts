@@ -3,14 +3,16 @@
  * it moves by itself, so that a settled service is never written.
  */
 import { type Condition, type Finding, stampConditions, timestamp } from '../api/conditions.ts';
-import type { InferenceServiceStatus, RevisionStatus } from '../api/inference-service.ts';
+import type { InferenceServiceStatus, RevisionStatus, RolloutStatus } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
 import type { UnderstoodSpec } from '../api/parse.ts';
 import { selectorText, serviceSelector } from '../resources/labels.ts';
 import { serviceUrl } from '../resources/service.ts';
 import { type Trouble, worstTrouble } from './pod-trouble.ts';
+import type { Policy } from './policy.ts';
 import type { RolloutDecision } from './rollout.ts';
-import { isReady, isStaying, lastStatus, ownChildren, recordsOf, stateOf, type World } from './world.ts';
+import type { Target } from './target.ts';
+import { isReady, isStaying, lastStatus, recordsOf, stateOf, type World } from './world.ts';
 
 export interface StatusInput {
   readonly understood: UnderstoodSpec;
@@ -18,7 +20,14 @@ export interface StatusInput {
   readonly conflicts: readonly AnyObject[];
   readonly currentRevision: string | undefined;
   readonly updateRevision: string | undefined;
+  /** Pods to have; 0 while suspended. */
+  readonly replicas?: number;
   /** Absent where the spec is not understood. */
+  readonly target?: Target;
+  /** What stands against the target before a pod of it exists. */
+  readonly obstacle?: Obstacle;
+  /** Absent while nothing is known that could be rolled out. */
+  readonly policy?: Policy;
   readonly rollout?: RolloutDecision;
   /** The wanted revision is complete and alone. */
   readonly settled?: boolean;
@@ -27,7 +36,7 @@ export interface StatusInput {
 }
 
 /** Why the desired state is not reached: `Reconciling` while it may still be, `Stalled` when only a person can help. */
-interface Obstacle {
+export interface Obstacle {
   readonly type: 'Reconciling' | 'Stalled';
   readonly reason: string;
   readonly message: string;
@@ -39,14 +48,17 @@ export function planStatus(world: World, input: StatusInput): InferenceServiceSt
   const generation = service.metadata.generation ?? 0;
   const pods = world.pods.filter(isStaying);
   const ready = pods.filter(isReady).length;
-  const scaledToZero = input.understood.spec?.replicas === 0;
+  const zero = zeroOf(input);
   const obstacle = findObstacle(world, input);
+  const paused = pausedFinding(input);
   const findings: Finding[] = [
-    available(ready, scaledToZero),
-    obstacle === undefined ? reached(scaledToZero) : { ...obstacle, type: 'Ready', status: 'False' },
+    available(ready, zero),
+    obstacle === undefined ? reached(input, zero) : { ...obstacle, type: 'Ready', status: 'False' },
     ...(obstacle === undefined ? [] : [{ ...obstacle, status: 'True' as const }]),
+    ...(paused === undefined ? [] : [paused]),
     specUnderstood(input.understood),
   ];
+  const rollout = rolloutStatus(world, input);
   return {
     observedGeneration: generation,
     url: serviceUrl(service),
@@ -55,7 +67,9 @@ export function planStatus(world: World, input: StatusInput): InferenceServiceSt
     selector: selectorText(serviceSelector(service.metadata.name)),
     ...(currentRevision === undefined ? {} : { currentRevision }),
     ...(updateRevision === undefined ? {} : { updateRevision }),
-    revisions: revisionStatuses(world),
+    revisions: revisionStatuses(world, input),
+    ...(input.target?.resolved === undefined ? {} : { model: input.target.resolved }),
+    ...(rollout === undefined ? {} : { rollout }),
     conditions: stampConditions(findings, lastConditions(world), generation, now),
   };
 }
@@ -83,26 +97,61 @@ function lastConditions(world: World): readonly Condition[] {
   return (lastStatus(world).conditions ?? []) as Condition[];
 }
 
-function available(ready: number, scaledToZero: boolean): Finding {
-  if (ready > 0)
-    return { type: 'Available', status: 'True', reason: 'PodsReady', message: 'Requests are answered' };
-  return scaledToZero
-    ? { type: 'Available', status: 'False', reason: 'ScaledToZero', message: 'No replicas are asked for' }
-    : {
-        type: 'Available',
-        status: 'False',
-        reason: 'NoPodReady',
-        message: 'No pod is ready to answer requests',
-      };
+/** Why there are to be no pods; undefined where there are to be some. */
+function zeroOf({
+  understood: { spec },
+  replicas,
+}: StatusInput): { reason: string; message: string } | undefined {
+  if (spec?.suspend === true) return { reason: 'Suspended', message: 'The service is suspended' };
+  return replicas === 0 ? { reason: 'ScaledToZero', message: 'No replicas are asked for' } : undefined;
 }
 
-function reached(scaledToZero: boolean): Finding {
+function available(ready: number, zero: ReturnType<typeof zeroOf>): Finding {
+  if (ready > 0)
+    return { type: 'Available', status: 'True', reason: 'PodsReady', message: 'Requests are answered' };
   return {
-    type: 'Ready',
-    status: 'True',
-    reason: scaledToZero ? 'ScaledToZero' : 'Settled',
-    message: scaledToZero ? 'No replicas are asked for' : 'All pods of the wanted revision are ready',
+    type: 'Available',
+    status: 'False',
+    ...(zero ?? { reason: 'NoPodReady', message: 'No pod is ready to answer requests' }),
   };
+}
+
+function reached({ target }: StatusInput, zero: ReturnType<typeof zeroOf>): Finding {
+  const message =
+    target?.pinned === undefined
+      ? 'All pods of the wanted revision are ready'
+      : `All pods of revision ${target.pinned.name}, which rollout.rollbackTo names, are ready`;
+  return { type: 'Ready', status: 'True', ...(zero ?? { reason: 'Settled', message }) };
+}
+
+/** A person's hand on the rollout; present only while there is one. */
+function pausedFinding({ policy, rollout, target }: StatusInput): Finding | undefined {
+  const paused = (reason: string, message: string): Finding => ({
+    type: 'Paused',
+    status: 'True',
+    reason,
+    message,
+  });
+  if (target?.pinned?.differs)
+    return paused(
+      'PinnedToRevision',
+      `rollout.rollbackTo holds revision ${target.pinned.name}; the spec asks for another one, which is not rolled out before rollbackTo is removed`,
+    );
+  if (policy?.paused)
+    return paused('ManualPause', 'Changes of the pods are not rolled out before a person resumes');
+  if (rollout?.state === 'awaitingPromotion') return paused('AwaitingPromotion', promotionMessage);
+  return undefined;
+}
+
+const promotionMessage = 'rollout.promotion is Manual: old pods end when a person promotes the new revision';
+
+/** The hold stays as long as it has something to say; the planner never says one of its own. */
+function rolloutStatus(world: World, { policy, rollout, settled }: StatusInput): RolloutStatus | undefined {
+  const before = lastStatus(world).rollout;
+  if (rollout === undefined) return before;
+  const { hold } = before ?? {};
+  const kept = policy?.hold === 'Pause' || (policy?.hold === 'Promote' && !settled);
+  return { ...rollout.status, ...(hold !== undefined && kept ? { hold } : {}) };
 }
 
 function specUnderstood({ unknownFields, problems }: UnderstoodSpec): Finding {
@@ -129,8 +178,8 @@ function specUnderstood({ unknownFields, problems }: UnderstoodSpec): Finding {
 }
 
 function findObstacle(world: World, input: StatusInput): Obstacle | undefined {
-  const { conflicts, understood, rollout } = input;
-  if (rollout === undefined)
+  const { conflicts, understood, rollout, updateRevision } = input;
+  if (understood.problems.length > 0)
     return {
       type: 'Stalled',
       reason: 'SpecNotUnderstood',
@@ -142,16 +191,61 @@ function findObstacle(world: World, input: StatusInput): Obstacle | undefined {
       reason: 'NameConflict',
       message: `${conflicts.map(named).join(' and ')} exists and is not controlled by this InferenceService; it is left alone. Remove it, or give this object another name`,
     };
-  if (rollout.gap !== 'none') return reconciling('CapacityGap', gapMessage);
-  const target = stateOf(world, input.updateRevision!);
-  const trouble = rollout.targetComplete ? undefined : worstTrouble(target.pods, target.deployment);
+  if (input.obstacle !== undefined) return input.obstacle;
+  if (rollout === undefined || updateRevision === undefined)
+    return reconciling('Starting', 'Nothing runs yet');
+  const held = heldObstacle(rollout, input);
+  if (held !== undefined) return held;
+  const target = stateOf(world, updateRevision);
+  const trouble = rollout.goalComplete ? undefined : worstTrouble(target.pods, target.deployment);
   if (trouble !== undefined) return reconciling(trouble.reason, steadyMessage(world, trouble));
   if (input.settled && !input.drifted) return undefined;
   return progress(world, input);
 }
 
+/** What the rollout's own state says, whatever its pods do. */
+function heldObstacle(
+  { state, status, failure }: RolloutDecision,
+  { currentRevision, updateRevision }: StatusInput,
+): Obstacle | undefined {
+  const why =
+    failure === undefined ? '' : `Revision ${failure.revision} failed: ${failure.reason}: ${failure.message}`;
+  const stalled = (reason: string, message: string): Obstacle => ({ type: 'Stalled', reason, message });
+  switch (state) {
+    case 'rolledBack':
+      return stalled(
+        'RolledBack',
+        `${why}. ${currentRevision} serves; the failed one is tried again when the spec changes or a person retries it`,
+      );
+    case 'rollingBack':
+      return reconciling('RollingBack', `${why}. ${currentRevision} takes its place again`);
+    case 'failed':
+      return stalled(
+        failure?.reason ?? 'Failed',
+        `${why}. rollout.onFailure is Hold: everything stays as it is`,
+      );
+    case 'gapAnnounced':
+      return reconciling('CapacityGap', `${gapMessage}. ${status.message ?? ''}`);
+    case 'gapOpen':
+      return reconciling('CapacityGap', `${gapMessage}. ${status.message ?? ''}`);
+    case 'waitingForCapacity':
+      return reconciling(
+        'CapacityWait',
+        `Revision ${updateRevision} waits for room: ${status.message ?? ''}`,
+      );
+    case 'paused':
+      return reconciling('ManualPause', `The rollout of revision ${updateRevision} is paused`);
+    case 'awaitingPromotion':
+      return reconciling('ManualPause', `${promotionMessage}. ${status.message ?? ''}`);
+    default:
+      return failure === undefined
+        ? undefined
+        : stalled(failure.reason, `${why}. There is no revision to return to`);
+  }
+}
+
 const gapMessage =
-  'The new revision finds no room: pods of the old one end so that it can start, and requests may be refused meanwhile';
+  'Pods of the old revision end so that the new one can start, and requests may be refused meanwhile';
 
 function progress(world: World, input: StatusInput): Obstacle {
   const { currentRevision, updateRevision } = input;
@@ -163,7 +257,7 @@ function progress(world: World, input: StatusInput): Obstacle {
       'RollingOut',
       `Revision ${updateRevision} starts beside ${currentRevision}, which serves`,
     );
-  if (!input.settled && input.rollout?.targetComplete)
+  if (!input.settled && input.rollout?.goalComplete)
     return reconciling('RollingOut', `Revision ${updateRevision} is ready; older ones end`);
   return wasSettled(world)
     ? reconciling('Degraded', 'Something was lost or changed by hand, and is put right')
@@ -197,21 +291,26 @@ function named(object: AnyObject): string {
   return `${object.kind} "${object.metadata.name}"`;
 }
 
-function revisionStatuses(world: World): RevisionStatus[] {
+function revisionStatuses(world: World, input: StatusInput): RevisionStatus[] {
   const records = recordsOf(world);
-  return ownChildren(world, 'Deployment').flatMap((deployment) => {
-    const { name } = deployment.metadata;
-    const record = records.find((each) => each.name === name);
-    if (record === undefined) return [];
-    const { pods } = stateOf(world, name);
-    return [
-      {
-        name,
-        path: record.data.inputs.model.path,
-        replicas: pods.length,
-        readyReplicas: pods.filter(isReady).length,
-        createdAt: record.object.metadata.creationTimestamp ?? timestamp(world.now),
-      },
-    ];
-  });
+  const failed = input.rollout?.failure?.revision;
+  return records
+    .map((record) => ({ record, state: stateOf(world, record.name) }))
+    .filter(({ record, state }) => state.deployment !== undefined || record.name === failed)
+    .sort((a, b) => (a.record.name < b.record.name ? -1 : 1))
+    .map(({ record: { name, data, object }, state: { pods } }) => ({
+      name,
+      path: data.inputs.model.path,
+      ...(data.inputs.commit === undefined ? {} : { commit: data.inputs.commit }),
+      phase: phaseOf(name, input),
+      replicas: pods.length,
+      readyReplicas: pods.filter(isReady).length,
+      createdAt: object.metadata.creationTimestamp ?? timestamp(world.now),
+    }));
+}
+
+function phaseOf(name: string, input: StatusInput): NonNullable<RevisionStatus['phase']> {
+  if (name === input.rollout?.failure?.revision) return 'Failed';
+  if (name === input.currentRevision) return 'Stable';
+  return name === input.updateRevision ? 'Progressing' : 'Superseded';
 }

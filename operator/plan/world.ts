@@ -16,7 +16,18 @@ export interface World {
   readonly children: readonly AnyObject[];
   /** Pods that carry the service's labels. */
   readonly pods: readonly AnyObject[];
+  /** Absent where the operator may not see it: then what is free is not known. */
+  readonly cluster?: ClusterView;
   readonly now: Date;
+}
+
+/** What capacity is estimated from; asked for only while something is rolled out. */
+export interface ClusterView {
+  nodes(): readonly AnyObject[];
+  /** Of all namespaces. */
+  pods(): readonly AnyObject[];
+  /** ResourceQuotas. */
+  quotas(namespace: string): readonly AnyObject[];
 }
 
 export interface RevisionRecord {

@@ -85,18 +85,22 @@ async function readWorld(key: string, options: ReconcilerOptions): Promise<World
     if (newest !== undefined) children.set(`${child.kind}/${child.metadata.name}`, newest);
   }
   // What the caches do not hold may be there all the same: just written, or somebody else's and without our labels.
-  for (const wanted of wantedChildren(service)) {
+  const pods = sources.podsOf(key).filter(isReplicaSetPod);
+  const { cluster } = sources;
+  const world = () => ({
+    service,
+    children: [...children.values()],
+    pods,
+    now: now(),
+    ...(cluster === undefined ? {} : { cluster }),
+  });
+  for (const wanted of wantedChildren(world())) {
     const id = `${wanted.kind}/${wanted.name}`;
     if (children.has(id)) continue;
     const live = await client.get(childTypes[wanted.kind]!, { namespace, name: wanted.name });
     if (live !== undefined) children.set(id, live);
   }
-  return {
-    service,
-    children: [...children.values()],
-    pods: sources.podsOf(key).filter(isReplicaSetPod),
-    now: now(),
-  };
+  return world();
 }
 
 /** A pod made by hand with the same labels is not counted. */
@@ -151,6 +155,8 @@ async function writeStatus(
 ): Promise<void> {
   if (sameJson(service.status ?? {}, status)) return;
   const { name, namespace = '', uid, resourceVersion } = service.metadata;
+  const { hold, ...rollout } = status.rollout ?? {};
+  const held = service.status?.rollout?.hold !== undefined;
   const written = await client.apply(
     resources.inferenceServices,
     {
@@ -158,10 +164,22 @@ async function writeStatus(
       kind: service.kind,
       // A newer spec or status than the one this was planned from makes it a conflict, and the key comes back.
       metadata: { name, namespace, ...(uid ? { uid } : {}), ...(resourceVersion ? { resourceVersion } : {}) },
-      status,
+      // The hold is the person's who wrote it: applying it would make it ours too.
+      status: { ...status, ...(status.rollout === undefined ? {} : { rollout }) },
     },
     { fieldManager, force: true, subresource: 'status' },
   );
   recent.noteWritten(written);
+  if (held && hold === undefined) await endHold(written, client, recent);
   for (const notice of noticesOf(service.status, status)) notify(service, notice);
+}
+
+/** Only a patch takes away what another manager applied. */
+async function endHold(service: KubeObject, client: KubeClient, recent: RecentWrites): Promise<void> {
+  const { name, namespace = '', resourceVersion } = service.metadata;
+  const patch = { metadata: { resourceVersion }, status: { rollout: { hold: null } } };
+  const patched = await client.mergePatch(resources.inferenceServices, { namespace, name }, patch, {
+    subresource: 'status',
+  });
+  recent.noteWritten(patched);
 }

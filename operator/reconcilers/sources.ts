@@ -11,6 +11,7 @@ import type { Controller } from '../controller/controller.ts';
 import { Reflector, type ReflectorOptions } from '../controller/reflector.ts';
 import type { Change } from '../controller/store.ts';
 import { type KubeObject, type ResourceType, resources } from '../kube/client.ts';
+import type { ClusterView } from '../plan/world.ts';
 import { serviceLabel } from '../resources/labels.ts';
 
 export const childTypes: Readonly<Record<string, ResourceType>> = {
@@ -31,6 +32,8 @@ export class Sources {
   readonly #services: Reflector[] = [];
   readonly #children = new Map<string, Reflector[]>();
   readonly #pods: Reflector[] = [];
+  /** Of the whole cluster, for capacity: nothing waits for them, since the operator may not be allowed to see them. */
+  readonly #cluster: ReturnType<typeof clusterReflectors> | undefined;
 
   constructor(options: SourceOptions) {
     const { namespaces, metrics, ...shared } = options;
@@ -56,6 +59,24 @@ export class Sources {
         ]);
       this.#pods.push(reflector(resources.pods, pod, namespace));
     }
+    // Within some namespaces only, others' pods and the nodes are not to be seen.
+    this.#cluster = namespaces.length > 0 ? undefined : clusterReflectors(reflector);
+  }
+
+  /** To be run, and not to be waited for. */
+  get capacityReflectors(): readonly Reflector[] {
+    return this.#cluster === undefined ? [] : Object.values(this.#cluster);
+  }
+
+  /** Undefined while it is not all seen: half a view would count GPUs as free that are not. */
+  get cluster(): ClusterView | undefined {
+    const found = this.#cluster;
+    if (found === undefined || !this.capacityReflectors.every((each) => each.hasSynced)) return undefined;
+    return {
+      nodes: () => found.nodes.store.list(),
+      pods: () => found.pods.store.list(),
+      quotas: (namespace) => found.quotas.store.list(namespace),
+    };
   }
 
   get reflectors(): readonly Reflector[] {
@@ -112,6 +133,22 @@ export class Sources {
   }
 }
 
+function clusterReflectors(reflector: (type: ResourceType, more: Partial<ReflectorOptions>) => Reflector): {
+  nodes: Reflector;
+  pods: Reflector;
+  quotas: Reflector;
+} {
+  return {
+    nodes: reflector(resources.nodes, { transform: slimNode }),
+    // Those that have ended hold nothing.
+    pods: reflector(resources.pods, {
+      transform: slimPod,
+      fieldSelector: 'status.phase!=Succeeded,status.phase!=Failed',
+    }),
+    quotas: reflector(resources.resourceQuotas, {}),
+  };
+}
+
 function keyOf({ metadata }: AnyObject): string {
   return `${metadata.namespace ?? ''}/${metadata.name}`;
 }
@@ -159,4 +196,57 @@ function first<T>(reflectors: readonly Reflector[], find: (each: Reflector) => T
     if (found !== undefined) return found;
   }
   return undefined;
+}
+
+/** Of a node: what a pod may be refused for, and what there is. Images alone are often most of it. */
+function slimNode({ apiVersion, kind: nodeKind, metadata, spec, status }: KubeObject): KubeObject {
+  const { name, uid, resourceVersion, labels } = metadata;
+  // biome-ignore lint/suspicious/noExplicitAny: a node condition.
+  const readiness = (status?.conditions ?? []).filter((each: any) => each.type === 'Ready');
+  return {
+    apiVersion,
+    kind: nodeKind,
+    metadata: { name, uid, resourceVersion, labels } as KubeObject['metadata'],
+    spec: { taints: spec?.taints, unschedulable: spec?.unschedulable },
+    status: {
+      allocatable: status?.allocatable,
+      conditions: readiness.map(({ type, status: value }: Record<string, string>) => ({
+        type,
+        status: value,
+      })),
+    },
+  };
+}
+
+/** Of anybody's pod: where it is and which extended resources it holds. Pods without any are a name and no more. */
+function slimPod({ apiVersion, kind: podKind, metadata, spec, status }: KubeObject): KubeObject {
+  const { name, namespace, uid, resourceVersion, deletionTimestamp } = metadata;
+  // biome-ignore lint/suspicious/noExplicitAny: containers of a pod's spec.
+  const slim = (containers: any[] = []) =>
+    containers.flatMap(({ restartPolicy, resources: { limits, requests } = {} as never }) => {
+      const amounts = extended({ ...requests, ...limits });
+      return Object.keys(amounts).length === 0 ? [] : [{ restartPolicy, resources: { requests: amounts } }];
+    });
+  const containers = slim(spec?.containers);
+  const initContainers = slim(spec?.initContainers);
+  const holds = containers.length + initContainers.length > 0;
+  return {
+    apiVersion,
+    kind: podKind,
+    metadata: {
+      name,
+      namespace,
+      uid,
+      resourceVersion,
+      ...(deletionTimestamp === undefined ? {} : { deletionTimestamp }),
+    } as KubeObject['metadata'],
+    ...(holds
+      ? { spec: { nodeName: spec?.nodeName, containers, initContainers }, status: { phase: status?.phase } }
+      : {}),
+  };
+}
+
+/** Resources of a domain of their own, such as nvidia.com/gpu. */
+function extended(amounts: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(amounts).filter(([name]) => name.includes('/')));
 }

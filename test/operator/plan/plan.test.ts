@@ -144,12 +144,11 @@ test('a new default image moves nothing, and is used by the next revision', () =
   assert.equal(world.children.length, 3);
 });
 
-test('on a full node the old pods make room, one for each that waits, after that has been announced', () => {
+test('on a full node old pods make room for new ones, one at a time, after that has been announced', () => {
   const cluster = settled(spec({ gpus: 2 }), 4);
   const old = cluster.service.status.currentRevision;
   cluster.edit(withPath('/tiny2', { gpus: 2 }));
   let announced = false;
-  let reachedZero = false;
   for (let turn = 0; (turn < 100 && cluster.condition('Ready').status !== 'True') || turn < 3; turn++) {
     const before = cluster.child('Deployment', old)?.spec.replicas;
     cluster.reconcile();
@@ -157,10 +156,9 @@ test('on a full node the old pods make room, one for each that waits, after that
     if (after < before) assert.ok(announced, 'said before it is done');
     announced ||= cluster.condition('Reconciling')?.reason === 'CapacityGap';
     cluster.turn(30);
-    reachedZero ||= cluster.readyPods === 0;
+    assert.ok(cluster.readyPods >= 1, 'one of two always serves');
   }
   assert.ok(announced);
-  assert.ok(reachedZero, 'four GPUs cannot hold both');
   assert.equal(cluster.condition('Ready').status, 'True');
   assert.equal(cluster.readyPods, 2);
 });
@@ -168,9 +166,12 @@ test('on a full node the old pods make room, one for each that waits, after that
 test('a revision that could not use what the old pods free does not make them go', () => {
   const cluster = settled(spec({ gpus: 2 }), 4);
   cluster.edit(withPath('/tiny2', { gpus: 8 }));
-  cluster.settle(50);
-  assert.equal(cluster.readyPods, 2);
-  assert.equal(cluster.condition('Reconciling').reason, 'Unschedulable');
+  for (let turn = 0; turn < 50; turn++) {
+    cluster.reconcile();
+    cluster.turn(30);
+    assert.equal(cluster.readyPods, 2);
+  }
+  assert.equal(cluster.condition('Reconciling').reason, 'CapacityWait');
   assert.match(cluster.condition('Reconciling').message, /Insufficient nvidia\.com\/gpu/);
 });
 

@@ -12,7 +12,7 @@ import { isReady, type World } from '../../../operator/plan/world.ts';
 import { isControlledBy } from '../../../operator/resources/controller-revision.ts';
 import { revisionLabel } from '../../../operator/resources/labels.ts';
 
-export const planOptions = { runtimeImage: 'runtime:1', capacityWaitMs: 120_000 };
+export const planOptions = { runtimeImage: 'runtime:1' };
 
 /** Revisions with this path never become ready. */
 export const badPath = '/bad';

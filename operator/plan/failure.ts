@@ -1,0 +1,89 @@
+/**
+ * Has a revision failed? Enters: what is observed of its pods, what was found before, the policy. Leaves: why it has, or
+ * when to look again. Pure. A failure is remembered by the revision's name: it is not tried again before its inputs
+ * change or a person asks for it.
+ */
+import type { RolloutStatus } from '../api/inference-service.ts';
+import type { AnyObject } from '../api/objects.ts';
+import { type Trouble, worstTrouble } from './pod-trouble.ts';
+import type { Policy } from './policy.ts';
+import type { RevisionState } from './world.ts';
+
+export interface Failure {
+  readonly revision: string;
+  readonly reason: string;
+  readonly message: string;
+}
+
+export interface FailureInput {
+  readonly target: RevisionState;
+  /** All of its pods are ready: whatever was, it works. */
+  readonly complete: boolean;
+  readonly policy: Policy;
+  readonly last: RolloutStatus;
+  /** When the deadline began to count. */
+  readonly progressedAt: Date;
+  /** There is a revision to return to: then what no waiting cures is not waited for. */
+  readonly canReturn: boolean;
+  readonly now: Date;
+}
+
+export interface FailureFinding {
+  readonly failure?: Failure;
+  readonly requeueAfterMs?: number;
+}
+
+/** Crashes that make a loop: the third start has failed too. */
+const crashLoopRestarts = 2;
+/** Registries have bad moments; a name that is no image's has none. */
+const imagePullGraceMs = 60_000;
+
+export function findFailure(input: FailureInput): FailureFinding {
+  const { target, policy, last, complete, now } = input;
+  if (complete || policy.hold === 'Retry') return {};
+  const revision = target.name;
+  if (last.failure?.revision === revision) return { failure: last.failure };
+  if (policy.hold === 'Abort' && input.canReturn)
+    return { failure: { revision, reason: 'Aborted', message: 'a person ended the rollout' } };
+  if (policy.paused || target.deployment === undefined) return {};
+  const trouble = worstTrouble(target.pods, target.deployment);
+  const hopeless =
+    trouble === undefined || !input.canReturn ? undefined : hopelessInMs(trouble, target.pods, now);
+  if (trouble !== undefined && hopeless !== undefined && hopeless <= 0)
+    return { failure: { revision, reason: trouble.reason, message: trouble.message } };
+  const leftMs = policy.progressDeadlineMs - (now.getTime() - input.progressedAt.getTime());
+  if (leftMs > 0) return { requeueAfterMs: Math.min(leftMs, hopeless ?? leftMs) };
+  const seconds = policy.progressDeadlineMs / 1000;
+  return {
+    failure: {
+      revision,
+      reason: 'ProgressDeadlineExceeded',
+      message: `no further pod became ready within ${seconds} seconds${trouble === undefined ? '' : `: ${trouble.message}`}`,
+    },
+  };
+}
+
+/** In how long waiting is of no more use; undefined where it may be. */
+function hopelessInMs(trouble: Trouble, pods: readonly AnyObject[], now: Date): number | undefined {
+  if (trouble.reason === 'RuntimeConfigRejected') return 0;
+  if (trouble.reason === 'CrashLoop')
+    return Math.max(0, ...pods.map(restarts)) >= crashLoopRestarts ? 0 : undefined;
+  if (trouble.reason !== 'ImagePullFailed') return undefined;
+  if (pods.some((pod) => waitingReasons(pod).includes('InvalidImageName'))) return 0;
+  const failing = pods.filter((pod) => waitingReasons(pod).length > 0);
+  const oldest = Math.min(...failing.map((pod) => Date.parse(pod.metadata.creationTimestamp ?? '')));
+  return Number.isFinite(oldest) ? imagePullGraceMs - (now.getTime() - oldest) : 0;
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: container statuses of a pod.
+function containers(pod: AnyObject): any[] {
+  return [...(pod.status?.initContainerStatuses ?? []), ...(pod.status?.containerStatuses ?? [])];
+}
+
+function restarts(pod: AnyObject): number {
+  return Math.max(0, ...containers(pod).map((each) => Number(each.restartCount ?? 0)));
+}
+
+function waitingReasons(pod: AnyObject): string[] {
+  return containers(pod).flatMap((each) => each.state?.waiting?.reason ?? []);
+}
