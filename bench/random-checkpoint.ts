@@ -42,6 +42,7 @@ function quantized(outputs: number, inputs: number, blockSize: number, seed: num
     shape: [outputs, inputs],
     bits: 4,
     blockSize,
+    layout: () => ({ zeros: false, minima: false }),
     read: () => ({
       packed: fill(new Uint8Array((outputs * blocks * blockSize) / 2), seed),
       scales: new Float32Array(outputs * blocks).fill(0.25 / Math.sqrt(inputs)),

@@ -55,6 +55,8 @@ export interface OnnxNodes {
   ints(values: readonly number[]): string;
   /** A float scalar, shared likewise. */
   float(value: number): string;
+  /** A uint8 scalar, shared likewise. */
+  byte(value: number): string;
 }
 
 export function toOnnx(graph: Graph): OnnxModel {
@@ -76,6 +78,11 @@ export function toOnnx(graph: Graph): OnnxModel {
       if (!constants.has(name)) {
         constants.set(name, encodeInline(name, 'float32', [], Float32Array.of(value)));
       }
+      return name;
+    },
+    byte(value) {
+      const name = `byte.${value}`;
+      if (!constants.has(name)) constants.set(name, encodeInline(name, 'uint8', [], Uint8Array.of(value)));
       return name;
     },
   };

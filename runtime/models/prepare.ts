@@ -15,6 +15,7 @@ import type { Initializer } from '../graph/graph.ts';
 import { toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import type { Model, ModelSpec } from './model.ts';
+import { forgetRead } from './quantized-weight.ts';
 import { RankGraph } from './rank-graph.ts';
 import { planShards, type Shard, type ShardUnits } from './shard.ts';
 import {
@@ -120,8 +121,13 @@ function placeWeights(
 ): ReadonlyMap<Initializer, PreparedWeight> {
   const size = ({ type }: Initializer): number =>
     (type.shape as readonly number[]).reduce((product, length) => product * length, dtypeBytes[type.dtype]);
-  const small = (initializer: Initializer): boolean => size(initializer) <= smallBytes;
-  const toCache = initializers.filter((initializer) => !initializer.source.location && !small(initializer));
+  const small = (initializer: Initializer): boolean =>
+    initializer.source.costly !== true && size(initializer) <= smallBytes;
+  // A name that both graphs have stands for the same bytes: a table that is looked up in and multiplied with.
+  const named = new Map(initializers.map((initializer) => [initializer.name, initializer]));
+  const toCache = [...named.values()].filter(
+    (initializer) => !initializer.source.location && !small(initializer),
+  );
   const cached = cacheWeights(
     toCache.map((initializer) => ({
       name: initializer.name,
@@ -163,8 +169,12 @@ function cacheWeights(
     )
     .digest('hex');
   const request = { folder: cacheDir, key, weights };
-  return openWeightCache(request) ?? writeWeightCache(request, warn, onProgress ?? (() => {}));
+  try {
+    return openWeightCache(request) ?? writeWeightCache(request, warn, onProgress ?? (() => {}));
+  } finally {
+    forgetRead();
+  }
 }
 
 /** Part of every key: to be changed when the bytes that a name stands for change. */
-const cacheVersion = 1;
+const cacheVersion = 2;

@@ -1,13 +1,13 @@
 /**
- * Products with quantized weights, cut to the rank's rows and columns. A quantized tensor enters, the value of the
- * product leaves. Must not know formats: they are all one form by now.
+ * Products with quantized weights, cut to the rank's rows and columns, and rows of quantized tables. A quantized tensor
+ * enters, the value of the product or the rows leave. Must not know formats: they are all one form by now.
  */
 import assert from 'node:assert';
 import type { GraphBuilder } from '../graph/builder.ts';
 import type { InitializerSource, Value } from '../graph/graph.ts';
 import { add } from '../graph/ops/elementwise.ts';
 import { blockSums, linear, quantizedLinear } from '../graph/ops/linear.ts';
-import { selectColumns } from '../graph/ops/shape.ts';
+import { addToBlocks, gather, gatherQuantized, selectColumns } from '../graph/ops/shape.ts';
 import type { QuantizedBytes, QuantizedTensor } from '../weights/checkpoint.ts';
 import { quantizedAt, setQuantized } from '../weights/quantized.ts';
 import { type Range, rangeSize } from './shard.ts';
@@ -34,35 +34,20 @@ export function quantizedProjection(
   const { weight, rows, columns, bias, accuracyLevel } = projection;
   const tensor = withSmallerBlocks(projection.tensor, columns);
   const { bits, blockSize } = tensor;
+  if (bits === 8 && accuracyLevel === 0) {
+    // There is no float32 kernel for 8 bits (ORT would widen the whole matrix at each product); two for 4 bits are exact.
+    const half = (part: 'high' | 'low'): Value =>
+      quantizedProjection(builder, `${name}.${part}`, x, {
+        ...projection,
+        tensor: nibbles(tensor, part),
+        weight: `${weight}.${part}`,
+        bias: part === 'high' ? bias : null,
+      });
+    return add(builder, name, half('high'), half('low'));
+  }
   const outputs = rangeSize(rows);
   const cut = planCut(tensor, columns);
-  const blocks = cut.blocks.length;
-  const source = (part: (bytes: QuantizedBytes) => ArrayBufferView): InitializerSource => ({
-    read() {
-      const view = part(readOnce(tensor));
-      return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-    },
-  });
-  const packed = builder.initializer(
-    `${weight}.packed`,
-    'uint8',
-    [outputs, blocks, (blockSize * bits) / 8],
-    source((bytes) => cutBytes(bytes.packed, tensor, rows, cut.blocks)),
-  );
-  const scales = builder.initializer(
-    `${weight}.scales`,
-    'float32',
-    [outputs, blocks],
-    source((bytes) => cutFloats(bytes.scales, tensor, rows, cut.blocks)),
-  );
-  const zeros = cut.hasZeros
-    ? builder.initializer(
-        `${weight}.zeros`,
-        'uint8',
-        [outputs, Math.ceil((blocks * bits) / 8)],
-        source((bytes) => cutZeros(bytes.zeros!, tensor, rows, cut.blocks)),
-      )
-    : null;
+  const { packed, scales, zeros, minima } = cutInitializers(builder, weight, tensor, rows, cut);
   const input = cut.order === null ? x : selectColumns(builder, `${name}.ordered`, x, cut.order);
   const product = quantizedLinear(builder, name, input, { packed, scales, zeros }, bias, {
     outputs,
@@ -71,15 +56,143 @@ export function quantizedProjection(
     blockSize,
     accuracyLevel,
   });
-  if (!cut.hasMinima) return product;
-  const minima = builder.initializer(
-    `${weight}.minima`,
-    'float32',
-    [outputs, blocks],
-    source((bytes) => cutFloats(bytes.minima!, tensor, rows, cut.blocks)),
-  );
+  if (minima === null) return product;
   const sums = blockSums(builder, `${name}.sums`, input, blockSize);
   return add(builder, `${name}.affine`, product, linear(builder, `${name}.minima`, sums, minima));
+}
+
+/**
+ * Rows of a quantized table [outputs, inputs] for ids [tokens]: [tokens, inputs] float32, dequantised as they are looked
+ * up. A projection with the whole table, named alike, has the same initializers.
+ */
+export function quantizedRows(
+  builder: GraphBuilder,
+  name: string,
+  ids: Value,
+  { tensor, weight }: Pick<QuantizedProjection, 'tensor' | 'weight'>,
+): Value {
+  const [outputs, inputs] = tensor.shape;
+  const cut = planCut(tensor, { start: 0, end: inputs });
+  const rows = { start: 0, end: outputs };
+  const { packed, scales, zeros, minima } = cutInitializers(builder, weight, tensor, rows, cut, true);
+  const { bits, blockSize } = tensor;
+  const found = gatherQuantized(builder, `${name}.scaled`, { packed, scales, zeros }, ids, {
+    bits,
+    blockSize,
+  });
+  if (minima === null) return found;
+  return addToBlocks(builder, name, found, gather(builder, `${name}.minima`, minima, ids));
+}
+
+/** Whether `quantizedRows` can: rows must be whole blocks in their own order. */
+export function hasQuantizedRows(tensor: QuantizedTensor): boolean {
+  return tensor.shape[1] % tensor.blockSize === 0 && tensor.layout().permutation === undefined;
+}
+
+interface CutInitializers {
+  /** [outputs, blocks, blockSize * bits / 8]; flat: [outputs, blocks * blockSize * bits / 8]. */
+  readonly packed: Value;
+  /** [outputs, blocks]. */
+  readonly scales: Value;
+  /** [outputs, ceil(blocks * bits / 8)]. */
+  readonly zeros: Value | null;
+  /** [outputs, blocks]. */
+  readonly minima: Value | null;
+}
+
+/** Bytes of a piece of an initializer, about. */
+const chunkBytes = 8 * 1024 * 1024;
+
+function cutInitializers(
+  builder: GraphBuilder,
+  weight: string,
+  tensor: QuantizedTensor,
+  rows: Range,
+  cut: ColumnCut,
+  flat = false,
+): CutInitializers {
+  const { bits, blockSize } = tensor;
+  const outputs = rangeSize(rows);
+  const blocks = cut.blocks.length;
+  const initializer = (
+    name: string,
+    dtype: 'uint8' | 'float32',
+    shape: readonly number[],
+    part: (bytes: QuantizedBytes, range: Range) => Uint8Array | Float32Array,
+  ): Value => {
+    const rowBytes = shape.reduce((product, size) => product * size, dtype === 'uint8' ? 1 : 4) / outputs;
+    const step = Math.max(1, Math.floor(chunkBytes / rowBytes));
+    const read = (range: Range): Uint8Array => {
+      const { buffer, byteOffset, byteLength } = part(readOnce(tensor), range);
+      return new Uint8Array(buffer, byteOffset, byteLength);
+    };
+    const source: InitializerSource = {
+      read: () => read(rows),
+      costly: true,
+      *chunks() {
+        for (let start = rows.start; start < rows.end; start += step) {
+          yield read({ start, end: Math.min(rows.end, start + step) });
+        }
+      },
+    };
+    return builder.initializer(`${weight}.${name}`, dtype, [outputs, ...shape.slice(1)], source);
+  };
+  const blockBytes = (blockSize * bits) / 8;
+  const packedShape = flat ? [outputs, blocks * blockBytes] : [outputs, blocks, blockBytes];
+  return {
+    packed: initializer('packed', 'uint8', packedShape, (bytes, range) =>
+      cutBytes(bytes.packed, tensor, range, cut.blocks),
+    ),
+    scales: initializer('scales', 'float32', [outputs, blocks], (bytes, range) =>
+      cutFloats(bytes.scales, tensor, range, cut.blocks),
+    ),
+    zeros: cut.hasZeros
+      ? initializer('zeros', 'uint8', [outputs, Math.ceil((blocks * bits) / 8)], (bytes, range) =>
+          cutZeros(bytes.zeros!, tensor, range, cut.blocks),
+        )
+      : null,
+    minima: cut.hasMinima
+      ? initializer('minima', 'float32', [outputs, blocks], (bytes, range) =>
+          cutFloats(bytes.minima!, tensor, range, cut.blocks),
+        )
+      : null,
+  };
+}
+
+/** 8-bit values as two of 4 bits: (q - zero) s = (high - high zero) 16 s + (low - low zero) s. */
+function nibbles(tensor: QuantizedTensor, part: 'high' | 'low'): QuantizedTensor {
+  const layout = tensor.layout();
+  const high = part === 'high';
+  const of = (byte: number): number => (high ? byte >> 4 : byte & 15);
+  const [outputs] = tensor.shape;
+  return {
+    ...tensor,
+    bits: 4,
+    // The middle of 8 bits, 128, is 8 and 0.
+    layout: () => ({ ...layout, zeros: layout.zeros || !high, minima: layout.minima && high }),
+    read() {
+      const { packed, scales, zeros, minima, permutation } = tensor.read();
+      const blocks = scales.length / outputs;
+      const zeroBytes = Math.ceil(blocks / 2);
+      const narrowZeros = new Uint8Array(outputs * zeroBytes);
+      if (zeros !== undefined) {
+        for (let row = 0; row < outputs; row++) {
+          for (let block = 0; block < blocks; block++) {
+            setQuantized(narrowZeros, row * zeroBytes, block, 4, of(zeros[row * blocks + block]!));
+          }
+        }
+      }
+      const narrow = new Uint8Array(packed.length / 2);
+      for (let i = 0; i < narrow.length; i++) narrow[i] = of(packed[2 * i]!) | (of(packed[2 * i + 1]!) << 4);
+      return {
+        packed: narrow,
+        scales: high ? scales.map((scale) => 16 * scale) : scales,
+        ...(zeros !== undefined || !high ? { zeros: narrowZeros } : {}),
+        ...(minima !== undefined && high ? { minima } : {}),
+        ...(permutation === undefined ? {} : { permutation }),
+      };
+    },
+  };
 }
 
 /** The tensor in blocks so small that the cut lies between them. */
@@ -90,7 +203,7 @@ function withSmallerBlocks(tensor: QuantizedTensor, columns: Range): QuantizedTe
   while (blockSize > 16 && !(between(columns.start, blockSize) && between(columns.end, blockSize))) {
     blockSize /= 2;
   }
-  if (blockSize === tensor.blockSize || readOnce(tensor).permutation !== undefined) return tensor;
+  if (blockSize === tensor.blockSize || tensor.layout().permutation !== undefined) return tensor;
   const pieces = tensor.blockSize / blockSize;
   const { bits } = tensor;
   const [outputs] = tensor.shape;
@@ -99,7 +212,7 @@ function withSmallerBlocks(tensor: QuantizedTensor, columns: Range): QuantizedTe
     blockSize,
     // Packed values lie in the order of the columns: only what there is one of for each block is repeated.
     read() {
-      const { packed, scales, zeros, minima } = readOnce(tensor);
+      const { packed, scales, zeros, minima } = tensor.read();
       const repeat = (values: Float32Array): Float32Array =>
         Float32Array.from(
           { length: values.length * pieces },
@@ -140,9 +253,8 @@ interface ColumnCut {
 
 function planCut(tensor: QuantizedTensor, columns: Range): ColumnCut {
   const { blockSize } = tensor;
-  const bytes = readOnce(tensor);
-  const facts = { hasZeros: bytes.zeros !== undefined, hasMinima: bytes.minima !== undefined };
-  const { permutation } = bytes;
+  const { zeros, minima, permutation } = tensor.layout();
+  const facts = { hasZeros: zeros, hasMinima: minima };
   if (permutation === undefined) {
     const { start, end } = columns;
     assert(
@@ -170,14 +282,26 @@ function planCut(tensor: QuantizedTensor, columns: Range): ColumnCut {
 }
 
 // The parts of one tensor are asked for one after another: reading it once each is enough.
-let lastRead: { tensor: WeakRef<QuantizedTensor>; bytes: WeakRef<QuantizedBytes> } | undefined;
+let lastRead: { readonly tensor: QuantizedTensor; readonly bytes: QuantizedBytes } | undefined;
 
 function readOnce(tensor: QuantizedTensor): QuantizedBytes {
-  const kept = lastRead?.tensor.deref() === tensor ? lastRead.bytes.deref() : undefined;
-  if (kept !== undefined) return kept;
-  const bytes = tensor.read();
-  lastRead = { tensor: new WeakRef(tensor), bytes: new WeakRef(bytes) };
-  return bytes;
+  if (lastRead?.tensor === tensor) return lastRead.bytes;
+  forgetRead();
+  lastRead = { tensor, bytes: tensor.read() };
+  return lastRead.bytes;
+}
+
+/**
+ * Frees what the last read tensor took: to be called when no more parts are wanted. At once, not when the collector finds
+ * it: loading must not need much more memory than running.
+ */
+export function forgetRead(): void {
+  if (lastRead === undefined) return;
+  const { packed, scales, zeros, minima } = lastRead.bytes;
+  lastRead = undefined;
+  for (const part of [packed, scales, zeros, minima]) {
+    if (part?.buffer instanceof ArrayBuffer && !part.buffer.detached) part.buffer.transfer(0);
+  }
 }
 
 /** Stored blocks in a row: with a permutation there may be more than the matrix has columns for. */

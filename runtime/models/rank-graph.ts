@@ -14,7 +14,7 @@ import { gather } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
 import type { ModelSpec } from './model.ts';
-import { quantizedProjection } from './quantized-weight.ts';
+import { hasQuantizedRows, quantizedProjection, quantizedRows } from './quantized-weight.ts';
 import type { Range, Shard } from './shard.ts';
 import { rangeSize } from './shard.ts';
 
@@ -44,6 +44,11 @@ export interface RankGraphOptions {
   readonly quantizedCompute: 'int8' | 'float32';
 }
 
+/** Equal where the bytes are, also in two graphs of a rank. */
+function cutName(tensor: string, rows: Range, columns: Range): string {
+  return `${tensor}[${rows.start}:${rows.end},${columns.start}:${columns.end}]`;
+}
+
 export class RankGraph {
   readonly builder: GraphBuilder;
   readonly spec: ModelSpec;
@@ -66,6 +71,10 @@ export class RankGraph {
   embed(name: string, tensor: string, tokens: Value): Value {
     const { vocabulary, hidden } = this.spec;
     const stored = this.#tensor(tensor, [vocabulary, hidden]);
+    if (stored.kind === 'quantized' && hasQuantizedRows(stored)) {
+      const weight = cutName(tensor, { start: 0, end: vocabulary }, { start: 0, end: hidden });
+      return quantizedRows(this.builder, name, tokens, { tensor: stored, weight });
+    }
     const { dtype, source } = wholeSource(stored);
     const table = this.builder.initializer(`${tensor}.rows`, dtype, [vocabulary, hidden], source);
     return cast(this.builder, name, gather(this.builder, `${name}.rows`, table, tokens), 'float32');
@@ -91,7 +100,7 @@ export class RankGraph {
     const rows = cut.rows ?? { start: 0, end: cut.shape[0] };
     const columns = cut.columns ?? { start: 0, end: cut.shape[1] };
     const biasValue = bias === null ? null : this.vector(bias);
-    const weight = `${cut.tensor}[${rows.start}:${rows.end},${columns.start}:${columns.end}]`;
+    const weight = cutName(cut.tensor, rows, columns);
     if (stored.kind === 'quantized') {
       const accuracyLevel = this.#options.quantizedCompute === 'int8' ? 4 : 0;
       return quantizedProjection(this.builder, name, x, {

@@ -39,23 +39,19 @@ export function awqTensor(
     }
   }
   const groupOf = Int32Array.from({ length: inputs }, (_, input) => Math.floor(input / groupSize));
-  return fromGroups(
-    () => {
-      const weight = tensors.qweight.read();
-      const zeros = tensors.qzeros.read();
-      const at = (bytes: Uint8Array, row: number, column: number): number =>
-        quantizedAt(bytes, (row * words + (column >> 3)) * 4, nibbleOf[(column & 7) as 0]!, 4);
-      return {
-        inputs,
-        outputs,
-        bits: 4,
-        groups,
-        groupOf,
-        scales: scaleValues(tensors.scales),
-        quantized: (input, output) => at(weight, input, output),
-        zero: (group, output) => at(zeros, group, output),
-      };
-    },
-    { inputs, outputs, bits: 4, groupSize, groupOf },
-  );
+  const reader = (tensor: DenseTensor): ((row: number, column: number) => number) => {
+    const bytes = tensor.read();
+    return (row, column) =>
+      quantizedAt(bytes, (row * words + (column >> 3)) * 4, nibbleOf[(column & 7) as 0]!, 4);
+  };
+  return fromGroups({
+    inputs,
+    outputs,
+    bits: 4,
+    groupSize,
+    groups,
+    groupOf,
+    zeros: () => reader(tensors.qzeros),
+    values: () => ({ scales: scaleValues(tensors.scales), quantized: reader(tensors.qweight) }),
+  });
 }

@@ -25,7 +25,17 @@ export interface QuantizedTensor {
   readonly shape: readonly [number, number];
   readonly bits: 4 | 8;
   readonly blockSize: number;
+  /** What `read` will give, found without reading the values: graphs are built from it at every start. */
+  layout(): QuantizedLayout;
+  /** The bytes, made anew at each call; the caller owns them. */
   read(): QuantizedBytes;
+}
+
+/** Which parts of QuantizedBytes there are. */
+export interface QuantizedLayout {
+  readonly zeros: boolean;
+  readonly minima: boolean;
+  readonly permutation?: Int32Array;
 }
 
 export interface QuantizedBytes {

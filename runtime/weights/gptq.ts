@@ -8,16 +8,23 @@ import type { DenseTensor, QuantizedBytes, QuantizedTensor } from './checkpoint.
 import { float16Table } from './half.ts';
 import { blocksOf, quantizedAt, rowBytes, setQuantized, zeroRowBytes } from './quantized.ts';
 
-/** A matrix read value by value, in the quantizer's own terms: rows of inputs fall into groups with a scale and a zero. */
-export interface GroupedMatrix {
+/** A matrix in the quantizer's own terms: rows of inputs fall into groups with a scale and a zero. */
+export interface GroupedFacts {
   readonly inputs: number;
   readonly outputs: number;
   readonly bits: 4 | 8;
+  readonly groupSize: number;
   readonly groups: number;
   /** [inputs]: the group of each input. */
   readonly groupOf: Int32Array;
+  /** Reads the zero points, of which there are few. */
+  zeros(): (group: number, output: number) => number;
+  /** Reads the rest. */
+  values(): GroupedValues;
+}
+
+export interface GroupedValues {
   quantized(input: number, output: number): number;
-  zero(group: number, output: number): number;
   /** [outputs, inputs * bits / 8]: the values packed along the inputs in their own order, where that is cheap. */
   packedRows?(): Uint8Array;
   /** [groups, outputs]. */
@@ -35,7 +42,7 @@ function blockSizeFor(groupSize: number, inputs: number): number {
  * Columns are laid out group by group; a group that is no whole number of blocks is padded with columns that read no
  * input (permutation -1), which keeps every block within one group for any group size and any act-order.
  */
-function columnsOf(matrix: GroupedMatrix, blockSize: number): Int32Array | undefined {
+function columnsOf(matrix: GroupedFacts, blockSize: number): Int32Array | undefined {
   const members: number[][] = Array.from({ length: matrix.groups }, () => []);
   for (let input = 0; input < matrix.inputs; input++) members[matrix.groupOf[input]!]!.push(input);
   const used = members.filter((group) => group.length > 0);
@@ -48,39 +55,48 @@ function columnsOf(matrix: GroupedMatrix, blockSize: number): Int32Array | undef
   return columns.every((input, column) => input === column) ? undefined : Int32Array.from(columns);
 }
 
-export function fromGroups(
-  matrix: () => GroupedMatrix,
-  facts: { inputs: number; outputs: number; bits: 4 | 8; groupSize: number; groupOf: Int32Array },
-): QuantizedTensor {
-  const blockSize = blockSizeFor(facts.groupSize, facts.inputs);
+export function fromGroups(facts: GroupedFacts): QuantizedTensor {
+  const { inputs, outputs, bits, groupOf } = facts;
+  const blockSize = blockSizeFor(facts.groupSize, inputs);
+  const middle = 1 << (bits - 1);
+  const symmetric = (): boolean => {
+    const zero = facts.zeros();
+    for (let group = 0; group < facts.groups; group++)
+      for (let n = 0; n < outputs; n++) if (zero(group, n) !== middle) return false;
+    return true;
+  };
   return {
     kind: 'quantized',
-    shape: [facts.outputs, facts.inputs],
-    bits: facts.bits,
+    shape: [outputs, inputs],
+    bits,
     blockSize,
+    layout() {
+      const permutation = columnsOf(facts, blockSize);
+      return {
+        zeros: !symmetric(),
+        minima: false,
+        ...(permutation === undefined ? {} : { permutation }),
+      };
+    },
     read(): QuantizedBytes {
-      const source = matrix();
-      const { outputs, bits } = source;
-      const columns = columnsOf(source, blockSize);
-      const shape = { outputs, inputs: columns?.length ?? source.inputs, bits, blockSize };
+      const source = facts.values();
+      const zero = facts.zeros();
+      const columns = columnsOf(facts, blockSize);
+      const shape = { outputs, inputs: columns?.length ?? inputs, bits, blockSize };
       const blocks = blocksOf(shape);
-      const middle = 1 << (bits - 1);
       const packed = new Uint8Array(outputs * rowBytes(shape));
       const scales = new Float32Array(outputs * blocks);
-      const zeros = new Uint8Array(outputs * zeroRowBytes(shape));
-      let symmetric = true;
+      const zeros = symmetric() ? undefined : new Uint8Array(outputs * zeroRowBytes(shape));
       for (let block = 0; block < blocks; block++) {
         const first = columns ? columns[block * blockSize]! : block * blockSize;
-        const group = source.groupOf[first]!;
+        const group = groupOf[first]!;
         for (let n = 0; n < outputs; n++) {
-          const zero = source.zero(group, n);
-          symmetric &&= zero === middle;
           scales[n * blocks + block] = source.scales[group * outputs + n]!;
-          setQuantized(zeros, n * zeroRowBytes(shape), block, bits, zero);
+          if (zeros) setQuantized(zeros, n * zeroRowBytes(shape), block, bits, zero(group, n));
         }
       }
       const rows = columns ? undefined : source.packedRows?.();
-      const row = (source.inputs * bits) / 8;
+      const row = (inputs * bits) / 8;
       if (rows) {
         for (let n = 0; n < outputs; n++)
           packed.set(rows.subarray(n * row, (n + 1) * row), n * rowBytes(shape));
@@ -100,7 +116,7 @@ export function fromGroups(
       return {
         packed,
         scales,
-        ...(symmetric ? {} : { zeros }),
+        ...(zeros ? { zeros } : {}),
         ...(columns ? { permutation: columns } : {}),
       };
     },
@@ -179,18 +195,25 @@ export function gptqTensor(name: string, tensors: GptqTensors, options: GptqOpti
   }
 
   const mask = (1 << bits) - 1;
-  return fromGroups(
-    () => {
-      const weight = tensors.qweight.read();
+  // Words are int32, low bits first: as bytes, a little-endian stream of values along the packed dimension.
+  return fromGroups({
+    inputs,
+    outputs,
+    bits,
+    groupSize,
+    groups,
+    groupOf,
+    zeros() {
       const zeros = tensors.qzeros.read();
       const zeroRow = tensors.qzeros.shape[1]! * 4;
-      // Both are int32 words, low bits first: as bytes, a little-endian stream of values along the packed dimension.
+      return (group, output) => {
+        const stored = quantizedAt(zeros, group * zeroRow, output, bits);
+        return trueZeros ? stored : (stored + 1) & mask;
+      };
+    },
+    values() {
+      const weight = tensors.qweight.read();
       return {
-        inputs,
-        outputs,
-        bits,
-        groups,
-        groupOf,
         scales: scaleValues(tensors.scales),
         quantized(input, output) {
           const word = Math.floor(input / perWord);
@@ -198,12 +221,7 @@ export function gptqTensor(name: string, tensors: GptqTensors, options: GptqOpti
         },
         // A word holds neighbouring inputs, low bits first, which is how a packed row holds them: transposing is all.
         packedRows: () => transposeWords(new Uint32Array(weight.slice().buffer), inputs / perWord, outputs),
-        zero(group, output) {
-          const stored = quantizedAt(zeros, group * zeroRow, output, bits);
-          return trueZeros ? stored : (stored + 1) & mask;
-        },
       };
     },
-    { inputs, outputs, bits, groupSize, groupOf },
-  );
+  });
 }

@@ -19,6 +19,73 @@ export function gather(builder: GraphBuilder, name: string, table: Value, indice
   return builder.apply(gatherOp, name, [table, indices], {});
 }
 
+interface GatherQuantizedAttributes {
+  readonly bits: 4 | 8;
+  readonly blockSize: number;
+}
+
+const gatherQuantizedOp: Op<GatherQuantizedAttributes> = {
+  name: 'gatherQuantized',
+  infer([packed, scales, zeros, indices], { bits, blockSize }) {
+    const [rows, blocks] = scales!.shape as readonly number[];
+    assert.deepEqual(packed!.shape, [rows, (blocks! * blockSize * bits) / 8], 'the packed rows');
+    if (zeros) assert.deepEqual(zeros.shape, [rows, Math.ceil((blocks! * bits) / 8)], 'the zero points');
+    return [{ dtype: scales!.dtype, shape: [...indices!.shape, blocks! * blockSize] }];
+  },
+  emit({ inputs, outputs, attributes }, onnx) {
+    const [packed, scales, zeros, indices] = inputs;
+    onnx.node(
+      'GatherBlockQuantized',
+      [packed!.name, indices!.name, scales!.name, ...(zeros ? [zeros.name] : [])],
+      [outputs[0]!.name],
+      { gather_axis: 0, quantize_axis: 1, bits: attributes.bits, block_size: attributes.blockSize },
+      'com.microsoft',
+    );
+  },
+};
+
+/**
+ * Rows of a table in blocks, as float32: packed [rows, blocks * blockSize * bits / 8], scales [rows, blocks], zeros
+ * [rows, ceil(blocks * bits / 8)] or null for 2^(bits - 1) everywhere.
+ */
+export function gatherQuantized(
+  builder: GraphBuilder,
+  name: string,
+  table: { readonly packed: Value; readonly scales: Value; readonly zeros: Value | null },
+  indices: Value,
+  attributes: GatherQuantizedAttributes,
+): Value {
+  const inputs = [table.packed, table.scales, table.zeros, indices];
+  return builder.apply(gatherQuantizedOp, name, inputs, attributes);
+}
+
+const addToBlocksOp: Op<Record<never, never>> = {
+  name: 'addToBlocks',
+  infer([value, addends]) {
+    assert(
+      columns(value!) % columns(addends!) === 0,
+      `[${addends!.shape}] to the blocks of [${value!.shape}]`,
+    );
+    return [value!];
+  },
+  emit({ inputs, outputs }, onnx) {
+    const [value, addends] = inputs;
+    const output = outputs[0]!.name;
+    const width = columns(value!.type);
+    const blocks = columns(addends!.type);
+    // 0 keeps the dimension.
+    onnx.node('Reshape', [value!.name, onnx.ints([0, blocks, width / blocks])], [`${output}.blocks`]);
+    onnx.node('Unsqueeze', [addends!.name, onnx.ints([2])], [`${output}.addends`]);
+    onnx.node('Add', [`${output}.blocks`, `${output}.addends`], [`${output}.sum`]);
+    onnx.node('Reshape', [`${output}.sum`, onnx.ints([0, width])], [output]);
+  },
+};
+
+/** value [rows, blocks * size] with addends [rows, blocks], each added to its block. */
+export function addToBlocks(builder: GraphBuilder, name: string, value: Value, addends: Value): Value {
+  return builder.apply(addToBlocksOp, name, [value, addends], {});
+}
+
 const sliceOp: Op<{ start: number; end: number }> = {
   name: 'slice',
   infer([input], { start, end }) {

@@ -228,6 +228,9 @@ export const blockFormats: readonly BlockFormat[] = [
 
 const affine = new Set(['q4_1', 'q5_1', 'q4_k', 'q5_k']);
 
+/** Whether the format's blocks have minima. */
+export const isAffine = (format: BlockFormat): boolean => affine.has(format.name);
+
 /** `bytes`: `outputs` rows of `inputs` values in `format`; `inputs` is a multiple of the format's elements. */
 export function convertBlocks(
   format: BlockFormat,
@@ -239,7 +242,7 @@ export function convertBlocks(
   const blocks = (outputs * inputs) / format.blockSize;
   const packed = new Uint8Array((outputs * inputs * format.bits) / 8);
   const scales = new Float32Array(blocks);
-  const minima = new Float32Array(affine.has(format.name) ? blocks : 0);
+  const minima = new Float32Array(isAffine(format) ? blocks : 0);
   format.convert(bytes, stored, { packed, scales, minima });
   return minima.length > 0 ? { packed, scales, minima } : { packed, scales };
 }

@@ -13,7 +13,7 @@ import type {
   QuantizedTensor,
   StoredTensor,
 } from '../checkpoint.ts';
-import { type BlockFormat, blockFormats, convertBlocks } from './blocks.ts';
+import { type BlockFormat, blockFormats, convertBlocks, isAffine } from './blocks.ts';
 import { configFromMetadata, generationConfigFromMetadata } from './config.ts';
 import { type GgufArchitecture, ggufArchitectures, transformersName } from './names.ts';
 import { ggufPartNames } from './parts.ts';
@@ -132,6 +132,7 @@ function quantizedTensor(
     shape: [outputs, inputs],
     bits: format.bits,
     blockSize: format.blockSize,
+    layout: () => ({ zeros: false, minima: isAffine(format) }),
     read(): QuantizedBytes {
       const bytes = convertBlocks(format, readBytes(tensor), outputs, inputs);
       if (!order) return bytes;

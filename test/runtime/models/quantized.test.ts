@@ -38,7 +38,15 @@ function makeTensor({ bits, zeros, minima, permuted, seed }: Form): QuantizedTen
       ? { permutation: Int32Array.from({ length: inputs }, (_, index) => (index * 37 + seed) % inputs) }
       : {}),
   };
-  return { kind: 'quantized', shape: [outputs, inputs], bits, blockSize, read: () => data };
+  const { permutation } = data;
+  return {
+    kind: 'quantized',
+    shape: [outputs, inputs],
+    bits,
+    blockSize,
+    layout: () => ({ zeros, minima, ...(permutation === undefined ? {} : { permutation }) }),
+    read: () => structuredClone(data),
+  };
 }
 
 const x = Array.from({ length: inputs }, (_, index) => Math.sin(index * index));
