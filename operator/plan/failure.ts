@@ -40,11 +40,14 @@ const imagePullGraceMs = 60_000;
 
 export function findFailure(input: FailureInput): FailureFinding {
   const { target, policy, last, complete, now } = input;
-  if (complete || policy.hold === 'Retry') return {};
+  if (policy.hold === 'Retry') return {};
   const revision = target.name;
-  if (last.failure?.revision === revision) return { failure: last.failure };
-  if (policy.hold === 'Abort' && input.canReturn)
-    return { failure: { revision, reason: 'Aborted', message: 'a person ended the rollout' } };
+  const aborted: Failure = { revision, reason: 'Aborted', message: 'a person ended the rollout' };
+  if (policy.hold === 'Abort' && input.canReturn) return { failure: aborted };
+  const known = last.failure?.revision === revision ? last.failure : undefined;
+  // Pods that came round are better than what was thought of them; a person's word is not about pods.
+  if (complete && known?.reason !== aborted.reason) return {};
+  if (known !== undefined) return { failure: known };
   if (policy.paused || target.deployment === undefined) return {};
   const trouble = worstTrouble(target.pods, target.deployment);
   const hopeless =

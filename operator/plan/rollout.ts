@@ -56,6 +56,7 @@ export interface RolloutDecision {
   readonly state: RolloutState;
   /** The revision that is to serve: the target, or the stable one when the target has failed. */
   readonly goal: string;
+  /** All of its pods are ready, and nobody holds back the old ones' end: it may be called the stable one. */
   readonly goalComplete: boolean;
   /** Deployments to have, by revision. */
   readonly replicas: ReadonlyMap<string, number>;
@@ -109,7 +110,7 @@ export function decideRollout(input: RolloutInput): RolloutDecision {
       ? rollout.frozen('failed', rollout.lastWords())
       : rollout.decide();
   const complete = isComplete(goal, wanted);
-  const { state } = step.decision;
+  const state = complete && step.decision.state === 'gapOpen' ? 'moving' : step.decision.state;
   // Time counts only while something is expected to move.
   const counting = !back && !complete && (canReturn || stable === undefined) && movingStates.includes(state);
   const requeues = [step.requeueAfterMs, deadlineMs].filter((each) => each !== undefined);
@@ -117,7 +118,7 @@ export function decideRollout(input: RolloutInput): RolloutDecision {
     ...step.decision,
     state: back ? (complete && olds.length === 0 ? 'rolledBack' : 'rollingBack') : state,
     goal: goal.name,
-    goalComplete: complete,
+    goalComplete: complete && !['paused', 'awaitingPromotion', 'failed'].includes(state),
     status: {
       ...step.decision.status,
       ...(counting ? { progressedAt: timestamp(progressedAt) } : {}),
@@ -192,6 +193,8 @@ class Rollout {
         this.lastWords(),
       );
     if (policy.paused) return this.frozen('paused', this.lastWords());
+    if (this.#promoted && isComplete(this.#goal, this.#wanted))
+      return this.#step('moving', { goal: this.#wanted, olds: this.#olds.map(() => 0) }, this.lastWords());
     if (this.#gapAnnounced) return this.#makeRoom();
     if (policy.strategy === 'Recreate') return this.#announce('StrategyRecreate', 'the strategy is Recreate');
     return this.#surge();

@@ -12,7 +12,7 @@ import { type Trouble, worstTrouble } from './pod-trouble.ts';
 import type { Policy } from './policy.ts';
 import type { RolloutDecision } from './rollout.ts';
 import type { Target } from './target.ts';
-import { isReady, isStaying, lastStatus, recordsOf, stateOf, type World } from './world.ts';
+import { isEnding, isReady, isStaying, lastStatus, recordsOf, stateOf, type World } from './world.ts';
 
 export interface StatusInput {
   readonly understood: UnderstoodSpec;
@@ -198,7 +198,9 @@ function findObstacle(world: World, input: StatusInput): Obstacle | undefined {
   if (held !== undefined) return held;
   const target = stateOf(world, updateRevision);
   const trouble = rollout.goalComplete ? undefined : worstTrouble(target.pods, target.deployment);
-  if (trouble !== undefined) return reconciling(trouble.reason, steadyMessage(world, trouble));
+  // A place that is being freed is a matter of time.
+  const passing = trouble?.reason === 'Unschedulable' && world.pods.some(isEnding);
+  if (trouble !== undefined && !passing) return reconciling(trouble.reason, steadyMessage(world, trouble));
   if (input.settled && !input.drifted) return undefined;
   return progress(world, input);
 }

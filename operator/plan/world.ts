@@ -92,6 +92,11 @@ export function isStaying(pod: AnyObject): boolean {
   return pod.metadata.deletionTimestamp === undefined && !hasEnded(pod);
 }
 
+/** A pod on its way out: what it holds is not free yet. */
+export function isEnding(pod: AnyObject): boolean {
+  return pod.metadata.deletionTimestamp !== undefined && !hasEnded(pod);
+}
+
 function hasEnded(pod: AnyObject): boolean {
   return pod.status?.phase === 'Failed' || pod.status?.phase === 'Succeeded';
 }

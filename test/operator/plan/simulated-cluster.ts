@@ -16,6 +16,9 @@ export const planOptions = { runtimeImage: 'runtime:1' };
 
 /** Revisions with this path never become ready. */
 export const badPath = '/bad';
+export const crashPath = '/crash';
+export const refusedPath = '/refused';
+export const missingImage = 'registry.example/missing:1';
 
 export class SimulatedCluster {
   service: AnyObject;
@@ -23,6 +26,8 @@ export class SimulatedCluster {
   readonly pods = new Map<string, AnyObject>();
   now = new Date('2026-01-01T00:00:00Z');
   readonly gpus: number;
+  /** Whether the operator sees nodes and others' pods. */
+  seesNodes = false;
   #uid = 0;
   #podNumber = 0;
 
@@ -43,7 +48,26 @@ export class SimulatedCluster {
       children: [...this.children.values()],
       pods: [...this.pods.values()],
       now: this.now,
+      ...(this.seesNodes
+        ? { cluster: { nodes: () => [this.#node], pods: () => [...this.pods.values()], quotas: () => [] } }
+        : {}),
     };
+  }
+
+  get #node(): AnyObject {
+    return {
+      apiVersion: 'v1',
+      kind: 'Node',
+      metadata: { name: 'node-a' },
+      status: { allocatable: { 'nvidia.com/gpu': String(this.gpus) } },
+    };
+  }
+
+  /** As the command line does it. */
+  hold(verb: string): void {
+    const { status, metadata } = this.service;
+    const rollout = { ...status.rollout, hold: { verb, generation: metadata.generation } };
+    this.service = { ...this.service, status: { ...status, rollout } };
   }
 
   edit(spec: InferenceServiceSpec): void {
@@ -162,7 +186,12 @@ export class SimulatedCluster {
       this.pods.set(name, {
         apiVersion: 'v1',
         kind: 'Pod',
-        metadata: { name, labels: template.metadata.labels, creationTimestamp: this.now.toISOString() },
+        metadata: {
+          name,
+          namespace: 'prod',
+          labels: template.metadata.labels,
+          creationTimestamp: this.now.toISOString(),
+        },
         spec: template.spec,
         status: { phase: 'Pending' },
       });
@@ -196,19 +225,31 @@ export class SimulatedCluster {
       ]);
       return;
     }
-    const bad = pod.spec.containers[0].args.includes(`--model-path=/models${badPath}`);
+    const [{ args, image }] = pod.spec.containers;
+    const has = (path: string) => args.includes(`--model-path=/models${path}`);
+    const trouble = has(crashPath)
+      ? ended(1, 'segmentation of the mind', 3)
+      : has(refusedPath)
+        ? ended(2, 'sluice: --max-length "0": the form is an integer from 1', 1)
+        : image === missingImage
+          ? { state: { waiting: { reason: 'ImagePullBackOff', message: 'not found' } } }
+          : undefined;
     const conditions = [
       { type: 'PodScheduled', status: 'True' },
-      { type: 'Ready', status: bad ? 'False' : 'True' },
+      { type: 'Ready', status: trouble !== undefined || has(badPath) ? 'False' : 'True' },
     ];
-    this.#say(pod, { nodeName: 'node-a' }, conditions);
+    this.#say(pod, { nodeName: 'node-a' }, conditions, trouble);
   }
 
-  #say(pod: AnyObject, spec: object, conditions: object[]): void {
+  #say(pod: AnyObject, spec: object, conditions: object[], container?: object): void {
     this.pods.set(pod.metadata.name, {
       ...pod,
       spec: { ...pod.spec, ...spec },
-      status: { ...pod.status, conditions },
+      status: {
+        ...pod.status,
+        conditions,
+        ...(container === undefined ? {} : { containerStatuses: [{ name: 'runtime', ...container }] }),
+      },
     });
   }
 
@@ -228,6 +269,14 @@ export class SimulatedCluster {
       },
     });
   }
+}
+
+function ended(exitCode: number, message: string, restartCount: number): object {
+  return {
+    restartCount,
+    state: { waiting: { reason: 'CrashLoopBackOff' } },
+    lastState: { terminated: { exitCode, message } },
+  };
 }
 
 function gpusOf(pod: AnyObject): number {
