@@ -15,6 +15,7 @@ import {
 } from '../resources/controller-revision.ts';
 import { revisionDeployment } from '../resources/deployment.ts';
 import { appliedAnnotation } from '../resources/labels.ts';
+import { podDisruptionBudget } from '../resources/pod-disruption-budget.ts';
 import { clusterService } from '../resources/service.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
@@ -61,6 +62,7 @@ export function wantedChildren(world: World): { kind: string; name: string }[] {
   const { spec } = understandSpec(service.spec);
   const names = [{ kind: 'Service', name: service.metadata.name }];
   if (spec === undefined) return names;
+  if (podsOf(spec) > 1) names.push({ kind: 'PodDisruptionBudget', name: service.metadata.name });
   const { revision } = findTarget(world, spec);
   if (revision === undefined) return names;
   const { name } = revision;
@@ -91,10 +93,12 @@ function planSpec(
   const revision =
     target.revision ??
     (stable?.record === undefined ? undefined : { name: stable.name, inputs: stable.record.data.inputs });
-  const replicas = spec.suspend === true ? 0 : spec.replicas;
+  const replicas = podsOf(spec);
   const records = recordsOf(world);
   const manifests: AnyObject[] = [clusterService(service)];
   const removals: AnyObject[] = [];
+  if (replicas > 1) manifests.push(podDisruptionBudget(service));
+  else removals.push(...ownChildren(world, 'PodDisruptionBudget'));
   const last = lastStatus(world);
   const about = { understood: { spec, unknownFields, problems: [] }, replicas, target, ...obstacle };
 
@@ -186,6 +190,11 @@ function obstacleOf(_world: World, target: Target): { obstacle?: Obstacle; bars:
       bars: false,
     };
   return { bars: false };
+}
+
+/** How many are asked for. */
+function podsOf({ suspend, replicas }: InferenceServiceSpec): number {
+  return suspend === true ? 0 : replicas;
 }
 
 function capacityFor(

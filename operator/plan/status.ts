@@ -262,8 +262,20 @@ function progress(world: World, input: StatusInput): Obstacle {
   if (!input.settled && input.rollout?.goalComplete)
     return reconciling('RollingOut', `Revision ${updateRevision} is ready; older ones end`);
   return wasSettled(world)
-    ? reconciling('Degraded', 'Something was lost or changed by hand, and is put right')
+    ? reconciling('Degraded', lossMessage(world))
     : reconciling('Scaling', 'Pods are added or removed until there are as many as asked for');
+}
+
+function lossMessage(world: World): string {
+  const evicted = world.pods.some((pod) =>
+    (pod.status?.conditions ?? []).some(
+      // biome-ignore lint/suspicious/noExplicitAny: a pod condition.
+      (each: any) => each.type === 'DisruptionTarget' && each.status === 'True',
+    ),
+  );
+  return evicted
+    ? 'A pod was evicted (a node is drained, or a pod of higher priority came), and another one takes its place'
+    : 'Something was lost or changed by hand, and is put right';
 }
 
 /** For the generation that is now: Ready was true, or has already been found lost. */

@@ -18,6 +18,8 @@ export const childTypes: Readonly<Record<string, ResourceType>> = {
   ControllerRevision: resources.controllerRevisions,
   Service: resources.services,
   Deployment: resources.deployments,
+  PodDisruptionBudget: resources.podDisruptionBudgets,
+  Job: resources.jobs,
 };
 
 export type SourceOptions = Pick<ReflectorOptions, 'client' | 'clock' | 'random' | 'log'> & {

@@ -38,6 +38,15 @@ export function podTemplate(inputs: RevisionInputs, context: TemplateContext): J
       enableServiceLinks: false,
       terminationGracePeriodSeconds: terminationGraceSeconds(inputs),
       securityContext: { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } },
+      // Where there are several nodes a lost one takes few replicas; where there is one it makes no difference.
+      topologySpreadConstraints: [
+        {
+          maxSkew: 1,
+          topologyKey: 'kubernetes.io/hostname',
+          whenUnsatisfiable: 'ScheduleAnyway',
+          labelSelector: { matchLabels: labels },
+        },
+      ],
       containers: [container(inputs, context)],
       volumes: [...modelVolumes(inputs), { name: 'cache', emptyDir: {} }],
     },

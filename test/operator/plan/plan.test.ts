@@ -26,7 +26,12 @@ const verbs = (cluster: SimulatedCluster) =>
 
 test('a new service gets a Service, a record and a Deployment, and says that it starts', () => {
   const cluster = new SimulatedCluster(spec());
-  assert.deepEqual(verbs(cluster), ['apply Service', 'apply ControllerRevision', 'apply Deployment']);
+  assert.deepEqual(verbs(cluster), [
+    'apply Service',
+    'apply PodDisruptionBudget',
+    'apply ControllerRevision',
+    'apply Deployment',
+  ]);
   cluster.reconcile();
   assert.deepEqual(
     cluster.service.status.conditions.map(
@@ -64,6 +69,19 @@ test('a change of replicas is made in place', () => {
   cluster.settle(5);
   assert.equal(cluster.readyPods, 5);
   assert.equal(cluster.service.status.currentRevision, revision);
+});
+
+test('several replicas have a budget for disruptions, a single one has none', () => {
+  const cluster = settled(spec());
+  assert.deepEqual(cluster.child('PodDisruptionBudget', 'chat')!.spec, {
+    maxUnavailable: 1,
+    selector: { matchLabels: { 'sluice.dev/service': 'chat', 'sluice.dev/role': 'runtime' } },
+    unhealthyPodEvictionPolicy: 'AlwaysAllow',
+  });
+  cluster.edit(spec({ replicas: 1 }));
+  cluster.settle(5);
+  assert.equal(cluster.child('PodDisruptionBudget', 'chat'), undefined);
+  assert.equal(cluster.condition('Ready').status, 'True');
 });
 
 test('scaled to zero: ready, and not available', () => {
@@ -141,7 +159,7 @@ test('a new default image moves nothing, and is used by the next revision', () =
   const first = cluster.service.status.currentRevision;
   assert.deepEqual(cluster.plan().actions, []);
   assert.equal(image(first), 'runtime:1');
-  assert.equal(world.children.length, 3);
+  assert.equal(world.children.length, 4);
 });
 
 test('on a full node old pods make room for new ones, one at a time, after that has been announced', () => {
