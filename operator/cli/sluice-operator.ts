@@ -1,12 +1,17 @@
 #!/usr/bin/env node
-/** The program `sluice-operator`: options in, the operator until a signal, an exit code. The only place that exits. */
+/**
+ * The program `sluice-operator`, as `kubectl sluice` too: options in, the operator until a signal or one command of a
+ * person, an exit code. The only place that exits.
+ */
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { pino } from 'pino';
 import { SluiceError } from '../../runtime/errors.ts';
 import { loadOperatorConfig, processSources } from '../config.ts';
 import { createKubeClient } from '../kube/rest-client.ts';
+import { readCommandLine } from './command-line.ts';
 import { helpText } from './help.ts';
+import { runCommand } from './run-command.ts';
 import { runOperator } from './run-operator.ts';
 
 async function main(): Promise<number> {
@@ -17,6 +22,13 @@ async function main(): Promise<number> {
   }
   if (sources.argv.includes('--version')) {
     process.stdout.write(`sluice-operator ${packageVersion()}\n`);
+    return 0;
+  }
+  const commandLine = readCommandLine(sources.argv);
+  if (commandLine !== undefined) {
+    const { said, warnings } = await runCommand(commandLine);
+    for (const warning of warnings) process.stderr.write(`Warning: ${warning}\n`);
+    process.stdout.write(`${said}\n`);
     return 0;
   }
   const config = loadOperatorConfig(sources);
