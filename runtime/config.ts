@@ -27,6 +27,8 @@ export const quantizationEncodings = [
   'q6_k',
 ] as const;
 
+export type QuantizationEncoding = (typeof quantizationEncodings)[number];
+
 export const quantizedComputes = ['int8', 'float32'] as const;
 
 export const logLevels = ['debug', 'info', 'warn', 'error'] as const;

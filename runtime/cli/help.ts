@@ -26,6 +26,9 @@ Usage: sluice <command> [options]
 Commands
   serve      load a model and answer requests over HTTP
   generate   load a model, write one answer to the terminal and end
+  pull       download a model from the hub
+  inspect    say what a checkpoint is and what it needs
+  models     list the architectures and encodings that can be served
   version    print the version
 
 Without --model-path a small demo model that comes with Sluice is used.
@@ -34,6 +37,7 @@ sluice <command> --help tells a command's options.
 Examples
   sluice serve --model-path /models/llama --port 8000
   sluice generate --prompt "What is Kubernetes?"
+  sluice inspect Qwen/Qwen3-0.6B
 `;
 
 export function commandHelp({ usage, about, options, examples }: CommandHelp): string {

@@ -19,6 +19,9 @@ const version: Command = {
 const commands: Readonly<Record<string, () => Promise<Command>>> = {
   serve: async () => (await import('./serve.ts')).serveCommand,
   generate: async () => (await import('./generate.ts')).generateCommand,
+  pull: async () => (await import('./pull.ts')).pullCommand,
+  inspect: async () => (await import('./inspect.ts')).inspectCommand,
+  models: async () => (await import('./models.ts')).modelsCommand,
   version: async () => version,
 };
 
