@@ -72,6 +72,7 @@ function rows(schema: StructuralSchema, prefix: string, last?: (path: string) =>
 function typeText(schema: StructuralSchema): string {
   if (schema.enum) return (schema.enum as unknown[]).map((value) => `\`${value}\``).join(', ');
   const bounds = boundsText(schema);
+  if (schema['x-kubernetes-int-or-string']) return 'integer or percentage';
   if (schema.type === 'array') return `list of ${typeText(schema.items as JsonObject)}`;
   if (schema.additionalProperties) return 'map of string';
   const fallback = schema.default === undefined ? '' : `, default ${JSON.stringify(schema.default)}`;
