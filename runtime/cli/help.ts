@@ -28,6 +28,7 @@ Commands
   generate   load a model, write one answer to the terminal and end
   pull       download a model from the hub
   inspect    say what a checkpoint is and what it needs
+  resolve    say which commit a branch stands for, and what it holds, as JSON
   models     list the architectures and encodings that can be served
   version    print the version
 

@@ -21,6 +21,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   generate: async () => (await import('./generate.ts')).generateCommand,
   pull: async () => (await import('./pull.ts')).pullCommand,
   inspect: async () => (await import('./inspect.ts')).inspectCommand,
+  resolve: async () => (await import('./resolve.ts')).resolveCommand,
   models: async () => (await import('./models.ts')).modelsCommand,
   version: async () => version,
 };
