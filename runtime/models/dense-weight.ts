@@ -6,9 +6,8 @@ import type { DType } from '../dtype.ts';
 import { dtypeBytes } from '../dtype.ts';
 import type { InitializerSource } from '../graph/graph.ts';
 import type { DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
-import { bfloat16ToFloat32, float16ToFloat32 } from '../weights/half.ts';
+import { readRows, rowsSpan } from '../weights/dense.ts';
 import { dequantize } from '../weights/quantized.ts';
-import { readRange } from '../weights/safetensors.ts';
 import { type Range, rangeSize } from './shard.ts';
 
 /** Bytes of a piece of a matrix, about: what converting a matrix of any size needs in memory. */
@@ -20,7 +19,7 @@ export function cutSource(tensor: DenseTensor, rows: Range, columns: Range): Ini
   const whole = columns.start === 0 && columns.end === width;
   const location = whole && tensor.dtype === 'float32' ? rowsLocation(tensor, rows) : undefined;
   const part = (range: Range): Uint8Array => {
-    const values = readRows(tensor, range);
+    const values = readRows(tensor, range.start, range.end);
     return bytesOf(whole ? values : cutColumns(values, width, columns));
   };
   return {
@@ -54,7 +53,7 @@ function cutColumns(values: Float32Array, width: number, columns: Range): Float3
 export function vectorSource(tensor: DenseTensor, rows: Range, plus: number): InitializerSource {
   return {
     read() {
-      const values = readRows(tensor, rows);
+      const values = readRows(tensor, rows.start, rows.end);
       return bytesOf(plus === 0 ? values : values.map((value) => value + plus));
     },
   };
@@ -85,33 +84,8 @@ export function wholeSource(tensor: StoredTensor): {
 function rowsLocation(tensor: DenseTensor, rows: Range): InitializerSource['location'] {
   const bytes = dtypeBytes[tensor.dtype];
   if (tensor.location === undefined || tensor.location.offset % bytes !== 0) return undefined;
-  const { offset, bytes: size } = rowsSpan(tensor, rows);
+  const { offset, bytes: size } = rowsSpan(tensor, rows.start, rows.end);
   return { file: tensor.location.file, offset: tensor.location.offset + offset, bytes: size };
-}
-
-/** Rows as bytes of the tensor. */
-function rowsSpan(tensor: DenseTensor, rows: Range): { offset: number; bytes: number } {
-  const rowBytes = tensor.shape.slice(1).reduce((product, size) => product * size, dtypeBytes[tensor.dtype]);
-  return { offset: rows.start * rowBytes, bytes: rangeSize(rows) * rowBytes };
-}
-
-/** Rows as float32; reads only them where the tensor lies in a file. */
-function readRows(tensor: DenseTensor, rows: Range): Float32Array {
-  const span = rowsSpan(tensor, rows);
-  const bytes =
-    tensor.location === undefined
-      ? tensor.read().subarray(span.offset, span.offset + span.bytes)
-      : readRange(tensor.location.file, tensor.location.offset + span.offset, span.bytes);
-  return toFloat32(bytes, tensor.dtype);
-}
-
-function toFloat32(bytes: Uint8Array, dtype: DType): Float32Array {
-  // A typed array needs its elements aligned within the buffer.
-  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
-  const { buffer, byteOffset, byteLength } = aligned;
-  if (dtype === 'float32') return new Float32Array(buffer, byteOffset, byteLength / 4);
-  const halves = new Uint16Array(buffer, byteOffset, byteLength / 2);
-  return dtype === 'float16' ? float16ToFloat32(halves) : bfloat16ToFloat32(halves);
 }
 
 function bytesOf(values: Float32Array): Uint8Array {

@@ -72,12 +72,17 @@ const smallBytes = 64 * 1024;
 export function prepareRank(model: Model, checkpoint: Checkpoint, options: PrepareOptions): PreparedRank {
   const { rank, ranks } = options;
   const shard = planShards(model.spec, ranks, shardUnits(model.spec, checkpoint))[rank]!;
+  const quantizedCompute = options.quantizedCompute ?? 'int8';
+  const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
   const graph = (name: 'body' | 'head'): RankGraph => {
     const rankGraph = new RankGraph(name, {
       spec: model.spec,
       shard,
       checkpoint,
-      quantizedCompute: options.quantizedCompute ?? 'int8',
+      quantizedCompute,
+      // The head of a quantized model is often stored plain: as float32 it would take more memory, and more time a
+      // token, than many layers.
+      ...(name === 'head' && quantized && quantizedCompute === 'int8' ? { plainBits: 8 as const } : {}),
     });
     if (name === 'body') model.buildBody(rankGraph);
     else model.buildHead(rankGraph);

@@ -12,6 +12,7 @@ import { cast } from '../graph/ops/elementwise.ts';
 import { linear } from '../graph/ops/linear.ts';
 import { gather } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
+import { quantizeTensor } from '../weights/quantize.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
 import type { ModelSpec } from './model.ts';
 import { hasQuantizedRows, quantizedProjection, quantizedRows } from './quantized-weight.ts';
@@ -42,6 +43,8 @@ export interface RankGraphOptions {
   readonly checkpoint: Pick<Checkpoint, 'path' | 'tensors'>;
   /** How products with quantized weights are computed: int8 activations per block, or float32. */
   readonly quantizedCompute: 'int8' | 'float32';
+  /** In how many bits plain matrices are multiplied, in blocks of 32; absent: as they are. */
+  readonly plainBits?: 4 | 8;
 }
 
 /** Equal where the bytes are, also in two graphs of a rank. */
@@ -101,11 +104,14 @@ export class RankGraph {
     const columns = cut.columns ?? { start: 0, end: cut.shape[1] };
     const biasValue = bias === null ? null : this.vector(bias);
     const weight = cutName(cut.tensor, rows, columns);
-    if (stored.kind === 'quantized') {
-      const accuracyLevel = this.#options.quantizedCompute === 'int8' ? 4 : 0;
+    const { plainBits, quantizedCompute } = this.#options;
+    const narrow = stored.kind === 'dense' && plainBits !== undefined;
+    const blocks = narrow ? quantizeTensor(stored, { bits: plainBits, blockSize: 32 }) : stored;
+    if (blocks.kind === 'quantized') {
+      const accuracyLevel = quantizedCompute === 'int8' ? 4 : 0;
       return quantizedProjection(this.builder, name, x, {
-        tensor: stored,
-        weight,
+        tensor: blocks,
+        weight: narrow ? `${weight}.int${plainBits}` : weight,
         rows,
         columns,
         bias: biasValue,
@@ -116,7 +122,7 @@ export class RankGraph {
       weight,
       'float32',
       [rangeSize(rows), rangeSize(columns)],
-      cutSource(stored, rows, columns),
+      cutSource(blocks, rows, columns),
     );
     return linear(this.builder, name, x, value, biasValue);
   }

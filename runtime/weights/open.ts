@@ -11,11 +11,14 @@ import { openGguf } from './gguf/checkpoint.ts';
 import { ggufPartNames } from './gguf/parts.ts';
 import { readJsonObject } from './json.ts';
 import { joinPrequantized } from './prequantized.ts';
+import { quantizeCheckpoint, type WeightQuantization } from './quantize.ts';
 import { readSafetensors, type SafetensorsFile } from './safetensors.ts';
 
 export interface OpenOptions {
   /** Safetensors files, or a GGUF file, that are read instead of the checkpoint's own weights. */
   readonly weightPaths?: readonly string[];
+  /** How plain weights are quantized when they are read; absent: they are not. */
+  readonly quantization?: WeightQuantization;
 }
 
 const singleFile = 'model.safetensors';
@@ -29,6 +32,11 @@ export const isGguf = (file: string): boolean => file.toLowerCase().endsWith('.g
  * Throws SluiceError `checkpoint_invalid` or `checkpoint_unsupported`: one line that names the file at fault.
  */
 export function openCheckpoint(place: string, options: OpenOptions = {}): Checkpoint {
+  const stored = openStored(place, options);
+  return options.quantization === undefined ? stored : quantizeCheckpoint(stored, options.quantization);
+}
+
+function openStored(place: string, options: OpenOptions): Checkpoint {
   const weightPaths = options.weightPaths ?? [];
   if (weightPaths.length === 0 && isGguf(place) && !isFolder(place)) return openGguf(place);
   const own = isFolder(place) ? readFolder(place) : readGgufPlace(place);
