@@ -1,7 +1,7 @@
 /**
  * One blob from the hub to a file: parallel ranges, resumed after a break or a killed process, verified, moved into place.
- * Two files beside the target hold what is under way: the bytes (`.sluice.incomplete`, full length, sparse) and which parts
- * of them are whole (`.sluice.parts`). Nothing appears under the target's own name before its checksum is right.
+ * Two files beside the target hold what is under way: the bytes (`.sluice.incomplete`, full length, sparse) and how much
+ * of each part has been written (`.sluice.parts`). Nothing appears under the target's own name before its checksum is right.
  */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -37,12 +37,22 @@ async function checksum(file: string, bytes: number, etag: string): Promise<stri
   return hash.digest('hex');
 }
 
-async function partsDone(file: string, count: number): Promise<Set<number>> {
+/** Bytes from its start that each part has; parts that have none are absent. */
+async function partsWritten(file: string, bytes: number): Promise<Map<number, number>> {
   const text = await readFile(file, 'utf8').catch(() => '');
-  // A line a part, appended: a line that was cut short by a kill is not a number in range and counts for nothing.
-  const lines = text.split('\n').slice(0, -1).map(Number);
-  return new Set(lines.filter((part) => Number.isInteger(part) && part >= 0 && part < count));
+  const written = new Map<number, number>();
+  // A line for each piece, appended after its bytes: one that was cut short by a kill has no end and counts for nothing.
+  for (const line of text.split('\n').slice(0, -1)) {
+    const [, part, end] = /^(\d+) (\d+)$/.exec(line) ?? [];
+    if (part === undefined || end === undefined) continue;
+    const most = Math.min(partBytes, bytes - Number(part) * partBytes);
+    if (Number(end) <= most) written.set(Number(part), Math.max(Number(end), written.get(Number(part)) ?? 0));
+  }
+  return written;
 }
+
+/** How often progress is recorded, in bytes: often enough that a small file resumes too. */
+const recordBytes = (bytes: number): number => Math.min(4 << 20, Math.max(64 << 10, bytes / 64));
 
 function storageError(error: unknown, target: string, bytes: number): unknown {
   const code = (error as NodeJS.ErrnoException).code;
@@ -59,10 +69,13 @@ async function fetchPart(
   handle: FileHandle,
   start: number,
   end: number,
+  /** Told up to which byte the part is on the disk. */
+  record: (at: number) => Promise<void>,
   options: DownloadOptions,
 ): Promise<void> {
   const sleep = options.sleep ?? ((ms) => new Promise((resolve) => setTimeout(resolve, ms)));
   let at = start;
+  let recorded = start;
   let failures = 0;
   while (at < end) {
     const stall = new AbortController();
@@ -88,6 +101,10 @@ async function fetchPart(
         await handle.write(bytes, 0, bytes.length, at);
         at += bytes.length;
         options.onBytes(bytes.length);
+        if (at === end || at - recorded >= recordBytes(current.file.bytes)) {
+          await record(at);
+          recorded = at;
+        }
       }
       if (at < end) throw new Error('the connection ended early');
     } catch (error) {
@@ -111,11 +128,8 @@ async function fetchPart(
 
 /** Bytes of `target` that an earlier try left behind. */
 export async function bytesResumable(target: string, bytes: number): Promise<number> {
-  const count = Math.ceil(bytes / partBytes);
-  const done = await partsDone(`${target}.sluice.parts`, count);
-  let sum = 0;
-  for (const part of done) sum += Math.min(partBytes, bytes - part * partBytes);
-  return sum;
+  const written = await partsWritten(`${target}.sluice.parts`, bytes);
+  return [...written.values()].reduce((sum, end) => sum + end, 0);
 }
 
 /** The caller holds the blob's lock. Throws SluiceError `hub_failed` or `storage_full`; what has arrived is kept. */
@@ -124,7 +138,7 @@ export async function downloadBlob(file: HubFile, target: string, options: Downl
   const partsFile = `${target}.sluice.parts`;
   const count = Math.ceil(file.bytes / partBytes);
   for (let attempt = 1; ; attempt++) {
-    const done = await partsDone(partsFile, count);
+    const done = await partsWritten(partsFile, file.bytes);
     const handle = await open(incomplete, done.size > 0 ? 'r+' : 'w').catch(async () => {
       done.clear();
       return open(incomplete, 'w');
@@ -142,19 +156,22 @@ export async function downloadBlob(file: HubFile, target: string, options: Downl
       }
       await handle.truncate(file.bytes);
       const current = { file };
-      const left = Array.from({ length: count }, (_, part) => part).filter((part) => !done.has(part));
+      const left = Array.from({ length: count }, (_, part) => ({
+        part,
+        start: part * partBytes + (done.get(part) ?? 0),
+        end: Math.min((part + 1) * partBytes, file.bytes),
+      })).filter(({ start, end }) => start < end);
       const failed = new AbortController();
       const signal = AbortSignal.any([options.signal, failed.signal]);
       let first: unknown;
       const worker = async (): Promise<void> => {
-        for (let part = left.shift(); part !== undefined && !signal.aborted; part = left.shift()) {
-          const start = part * partBytes;
+        for (let next = left.shift(); next !== undefined && !signal.aborted; next = left.shift()) {
+          const { part, start, end } = next;
+          const recordEnd = async (at: number): Promise<void> => {
+            await record.write(`${part} ${at - part * partBytes}\n`);
+          };
           try {
-            await fetchPart(current, handle, start, Math.min(start + partBytes, file.bytes), {
-              ...options,
-              signal,
-            });
-            await record.write(`${part}\n`);
+            await fetchPart(current, handle, start, end, recordEnd, { ...options, signal });
           } catch (error) {
             first ??= error;
             failed.abort();

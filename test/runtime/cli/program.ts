@@ -26,6 +26,17 @@ export interface Ended {
   readonly stderr: string;
 }
 
+/** The program, running; `ended` resolves with its exit code. */
+export function startProgram(
+  argv: readonly string[],
+  env: Readonly<Record<string, string>>,
+): { child: ChildProcess; ended: Promise<number | null> } {
+  const child = start(argv, env);
+  child.stdout!.resume();
+  child.stderr!.resume();
+  return { child, ended: new Promise((resolve) => child.on('exit', resolve)) };
+}
+
 /** Runs the program to its end. */
 export async function run(
   argv: readonly string[],
