@@ -377,19 +377,19 @@ const revisionStatusSchema = z.strictObject({
   createdAt: z.string().max(64).meta({ format: 'date-time' }),
 });
 
-const resolvedModelSchema = z.strictObject({
+export const resolvedModelSchema = z.strictObject({
   source: z.string().max(63).describe('What was asked for: a hash of path, revision and endpoint.'),
   commit: z.string().max(128).describe("The commit, or a digest of the checkpoint's config and index."),
   architecture: z.string().max(256).exactOptional(),
   heads: z.int().min(0).exactOptional(),
   kvHeads: z.int().min(0).exactOptional(),
+  headDim: z.int().min(0).exactOptional(),
+  hidden: z.int().min(0).exactOptional(),
+  intermediate: z.int().min(0).exactOptional(),
+  layers: z.int().min(0).exactOptional(),
+  vocabulary: z.int().min(0).exactOptional(),
   quantization: z.string().max(64).exactOptional().describe('How the checkpoint has its weights.'),
   bytes: z.int().min(0).exactOptional().describe('Bytes of the weights as stored.'),
-  problems: z
-    .array(z.string().max(1024))
-    .max(16)
-    .exactOptional()
-    .describe('What stands against running it as the spec asks.'),
   resolvedAt: z.string().max(64).meta({ format: 'date-time' }),
   job: z.string().max(63).exactOptional().describe('The uid of the Job that found it.'),
 });

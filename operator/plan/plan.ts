@@ -20,6 +20,8 @@ import { clusterService } from '../resources/service.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
 import { defaultHistoryLimit, policyOf } from './policy.ts';
+import { preflightProblems } from './preflight.ts';
+import { dueJob, planResolution } from './resolution.ts';
 import { decideRollout } from './rollout.ts';
 import { type Obstacle, planStatus } from './status.ts';
 import { findTarget, type Target } from './target.ts';
@@ -63,7 +65,10 @@ export function wantedChildren(world: World): { kind: string; name: string }[] {
   const names = [{ kind: 'Service', name: service.metadata.name }];
   if (spec === undefined) return names;
   if (podsOf(spec) > 1) names.push({ kind: 'PodDisruptionBudget', name: service.metadata.name });
-  const { revision } = findTarget(world, spec);
+  const target = findTarget(world, spec);
+  const job = dueJob(world, spec, target);
+  if (job !== undefined) names.push({ kind: 'Job', name: job });
+  const { revision } = target;
   if (revision === undefined) return names;
   const { name } = revision;
   return [...names, { kind: 'ControllerRevision', name }, { kind: 'Deployment', name }];
@@ -88,7 +93,8 @@ function planSpec(
   const { service } = world;
   const target = findTarget(world, spec);
   const stable = stableRevision(world, target.revision?.name);
-  const obstacle = obstacleOf(world, target);
+  const resolution = planResolution(world, spec, target, options);
+  const obstacle = obstacleOf(world, spec, target, resolution.obstacle);
   // As long as it is not known what is wanted, what serves is wanted.
   const revision =
     target.revision ??
@@ -99,8 +105,16 @@ function planSpec(
   const removals: AnyObject[] = [];
   if (replicas > 1) manifests.push(podDisruptionBudget(service));
   else removals.push(...ownChildren(world, 'PodDisruptionBudget'));
+  if (resolution.job !== undefined) manifests.push(resolution.job);
+  removals.push(...resolution.removals);
   const last = lastStatus(world);
-  const about = { understood: { spec, unknownFields, problems: [] }, replicas, target, ...obstacle };
+  const about = {
+    understood: { spec, unknownFields, problems: [] },
+    replicas,
+    target,
+    resolution,
+    ...obstacle,
+  };
 
   if (revision === undefined) {
     const { actions, conflicts } = settleAll(world, manifests, removals);
@@ -110,7 +124,11 @@ function planSpec(
       currentRevision: stable?.name,
       updateRevision: undefined,
     });
-    return { actions, status, ...requeue(conflicts.length > 0 ? conflictRequeueMs : undefined) };
+    return {
+      actions,
+      status,
+      ...requeue(resolution.requeueAfterMs, conflicts.length > 0 ? conflictRequeueMs : undefined),
+    };
   }
 
   const { name: targetName, inputs } = revision;
@@ -174,12 +192,21 @@ function planSpec(
   return {
     actions,
     status,
-    ...requeue(rollout.requeueAfterMs, conflicts.length > 0 ? conflictRequeueMs : undefined),
+    ...requeue(
+      rollout.requeueAfterMs,
+      resolution.requeueAfterMs,
+      conflicts.length > 0 ? conflictRequeueMs : undefined,
+    ),
   };
 }
 
 /** What stands against the revision that is asked for, before a pod of it exists; `bars`: it may not get one. */
-function obstacleOf(_world: World, target: Target): { obstacle?: Obstacle; bars: boolean } {
+function obstacleOf(
+  world: World,
+  spec: InferenceServiceSpec,
+  target: Target,
+  unresolved: Obstacle | undefined,
+): { obstacle?: Obstacle; preflight?: readonly string[]; bars: boolean } {
   if (target.missing !== undefined)
     return {
       obstacle: {
@@ -189,7 +216,16 @@ function obstacleOf(_world: World, target: Target): { obstacle?: Obstacle; bars:
       },
       bars: false,
     };
-  return { bars: false };
+  if (unresolved !== undefined) return { obstacle: unresolved, bars: false };
+  const { resolved, revision, pinned } = target;
+  if (resolved === undefined || pinned !== undefined || resolved.commit !== revision?.inputs.commit)
+    return { bars: false };
+  const preflight = preflightProblems(spec, resolved, world.cluster?.nodes() ?? []);
+  // What runs has shown that it can.
+  const begun = childOf(world, 'Deployment', revision.name) !== undefined;
+  if (preflight.length === 0 || begun) return { preflight: [], bars: false };
+  const message = `${spec.model.path} cannot be run as asked: ${preflight.join('; ')}`;
+  return { obstacle: { type: 'Stalled', reason: 'PreflightFailed', message }, preflight, bars: true };
 }
 
 /** How many are asked for. */
@@ -223,6 +259,8 @@ function settleAll(
   for (const manifest of manifests) {
     const live = childOf(world, manifest.kind, manifest.metadata.name);
     if (live !== undefined && !isControlledBy(live, world.service)) conflicts.push(live);
+    // A Job's template cannot be changed, and its answer is all that is wanted of it.
+    else if (live !== undefined && manifest.kind === 'Job') continue;
     else actions.push(...settle(live, stamped(manifest)));
   }
   for (const object of removals)

@@ -10,6 +10,7 @@ import { selectorText, serviceSelector } from '../resources/labels.ts';
 import { serviceUrl } from '../resources/service.ts';
 import { type Trouble, worstTrouble } from './pod-trouble.ts';
 import type { Policy } from './policy.ts';
+import type { Resolution } from './resolution.ts';
 import type { RolloutDecision } from './rollout.ts';
 import type { Target } from './target.ts';
 import { isEnding, isReady, isStaying, lastStatus, recordsOf, stateOf, type World } from './world.ts';
@@ -24,6 +25,9 @@ export interface StatusInput {
   readonly replicas?: number;
   /** Absent where the spec is not understood. */
   readonly target?: Target;
+  readonly resolution?: Resolution;
+  /** What the preflight found; absent where there was none. */
+  readonly preflight?: readonly string[];
   /** What stands against the target before a pod of it exists. */
   readonly obstacle?: Obstacle;
   /** Absent while nothing is known that could be rolled out. */
@@ -56,6 +60,8 @@ export function planStatus(world: World, input: StatusInput): InferenceServiceSt
     obstacle === undefined ? reached(input, zero) : { ...obstacle, type: 'Ready', status: 'False' },
     ...(obstacle === undefined ? [] : [{ ...obstacle, status: 'True' as const }]),
     ...(paused === undefined ? [] : [paused]),
+    ...(input.resolution?.finding === undefined ? [] : [input.resolution.finding]),
+    ...(input.preflight === undefined ? [] : [preflightFinding(input.preflight)]),
     specUnderstood(input.understood),
   ];
   const rollout = rolloutStatus(world, input);
@@ -68,7 +74,7 @@ export function planStatus(world: World, input: StatusInput): InferenceServiceSt
     ...(currentRevision === undefined ? {} : { currentRevision }),
     ...(updateRevision === undefined ? {} : { updateRevision }),
     revisions: revisionStatuses(world, input),
-    ...(input.target?.resolved === undefined ? {} : { model: input.target.resolved }),
+    ...(input.resolution?.model === undefined ? {} : { model: input.resolution.model }),
     ...(rollout === undefined ? {} : { rollout }),
     conditions: stampConditions(findings, lastConditions(world), generation, now),
   };
@@ -122,6 +128,17 @@ function reached({ target }: StatusInput, zero: ReturnType<typeof zeroOf>): Find
       ? 'All pods of the wanted revision are ready'
       : `All pods of revision ${target.pinned.name}, which rollout.rollbackTo names, are ready`;
   return { type: 'Ready', status: 'True', ...(zero ?? { reason: 'Settled', message }) };
+}
+
+function preflightFinding(problems: readonly string[]): Finding {
+  return problems.length === 0
+    ? {
+        type: 'PreflightPassed',
+        status: 'True',
+        reason: 'Passed',
+        message: 'Nothing known of the checkpoint stands against running it so',
+      }
+    : { type: 'PreflightPassed', status: 'False', reason: 'PreflightFailed', message: problems.join('; ') };
 }
 
 /** A person's hand on the rollout; present only while there is one. */

@@ -16,6 +16,8 @@ export interface World {
   readonly children: readonly AnyObject[];
   /** Pods that carry the service's labels. */
   readonly pods: readonly AnyObject[];
+  /** Pods of the Jobs that look models up. */
+  readonly lookups?: readonly AnyObject[];
   /** Absent where the operator may not see it: then what is free is not known. */
   readonly cluster?: ClusterView;
   readonly now: Date;

@@ -85,12 +85,16 @@ async function readWorld(key: string, options: ReconcilerOptions): Promise<World
     if (newest !== undefined) children.set(`${child.kind}/${child.metadata.name}`, newest);
   }
   // What the caches do not hold may be there all the same: just written, or somebody else's and without our labels.
-  const pods = sources.podsOf(key).filter(isReplicaSetPod);
+  const labelled = sources.podsOf(key);
+  // Pods made by hand with the same labels are not counted.
+  const pods = labelled.filter((pod) => controllerOf(pod)?.kind === 'ReplicaSet');
+  const lookups = labelled.filter((pod) => controllerOf(pod)?.kind === 'Job');
   const { cluster } = sources;
   const world = () => ({
     service,
     children: [...children.values()],
     pods,
+    lookups,
     now: now(),
     ...(cluster === undefined ? {} : { cluster }),
   });
@@ -101,11 +105,6 @@ async function readWorld(key: string, options: ReconcilerOptions): Promise<World
     if (live !== undefined) children.set(id, live);
   }
   return world();
-}
-
-/** A pod made by hand with the same labels is not counted. */
-function isReplicaSetPod(pod: KubeObject): boolean {
-  return controllerOf(pod)?.kind === 'ReplicaSet';
 }
 
 async function carryOut(action: Action, { client, recent }: ReconcilerOptions): Promise<void> {

@@ -7,8 +7,10 @@ import type { AnyObject, OwnerReference } from '../api/objects.ts';
 
 export const serviceLabel = `${group}/service`;
 export const revisionLabel = `${group}/revision`;
-const roleLabel = `${group}/role`;
+export const roleLabel = `${group}/role`;
 const runtimeRole = 'runtime';
+/** Pods of the Job that looks a model up; no Service selects them. */
+export const resolveRole = 'resolve';
 
 /** The hash of the manifest that was applied last: equal to the manifest's, and nothing needs to be written. */
 export const appliedAnnotation = `${group}/applied`;

@@ -11,7 +11,7 @@ import { mergeTemplate } from './merge.ts';
 export const runtimeContainer = 'runtime';
 export const httpPortName = 'http';
 export const modelsMountPath = '/models';
-const cacheMountPath = '/cache';
+export const cacheMountPath = '/cache';
 
 /** A checkpoint may take this long to load before the kubelet gives up on the container. */
 const startupBudgetSeconds = 3600;
@@ -61,12 +61,37 @@ function runtimeArgs(inputs: RevisionInputs): string[] {
   const { model, quantization, runtime: { extraArgs = [], ...options } = {} } = inputs;
   return [
     'serve',
-    flag(runtimeOptions.modelPath, modelsMountPath + model.path),
-    ...(model.weightFiles ?? []).map((file) => flag(runtimeOptions.weightPath, weightPath(model.path, file))),
+    ...modelArguments(inputs),
     ...(model.servedNames ?? []).map((name) => flag(runtimeOptions.servedModelName, name)),
     ...(quantization === undefined ? [] : [flag(runtimeOptions.quantizationEncoding, quantization)]),
     ...runtimeSpecArgs(options),
     ...extraArgs,
+  ];
+}
+
+/** Which files: the path first. On the hub the commit, as soon as it is known. */
+export function modelArguments({ model, commit }: RevisionInputs): string[] {
+  const onHub = isOnHub(model.path);
+  const revision = onHub ? (commit ?? model.revision) : undefined;
+  return [
+    flag(runtimeOptions.modelPath, onHub ? model.path : modelsMountPath + model.path),
+    ...(revision === undefined ? [] : [flag(runtimeOptions.huggingfaceRevision, revision)]),
+    ...(model.weightFiles ?? []).map((file) => flag(runtimeOptions.weightPath, weightPath(model.path, file))),
+  ];
+}
+
+export function isOnHub(modelPath: string): boolean {
+  return !modelPath.startsWith('/');
+}
+
+function hubEnvironment({ model: { path, endpoint, tokenSecretRef } }: RevisionInputs): JsonObject[] {
+  if (!isOnHub(path)) return [];
+  return [
+    { name: 'HF_HUB_CACHE', value: `${cacheMountPath}/hub` },
+    ...(endpoint === undefined ? [] : [{ name: 'HF_ENDPOINT', value: endpoint }]),
+    ...(tokenSecretRef === undefined
+      ? []
+      : [{ name: 'HF_TOKEN', valueFrom: { secretKeyRef: { ...tokenSecretRef } } }]),
   ];
 }
 
@@ -75,6 +100,7 @@ function flag(option: { readonly flag: string }, value: string): string {
 }
 
 function weightPath(modelPath: string, file: string): string {
+  if (isOnHub(modelPath) && !file.startsWith('/')) return `${modelPath}/${file}`;
   return modelsMountPath + (file.startsWith('/') ? file : `${modelPath.replace(/\/+$/, '')}/${file}`);
 }
 
@@ -89,7 +115,7 @@ function container(inputs: RevisionInputs, context: TemplateContext): JsonObject
     name: runtimeContainer,
     image: inputs.image ?? context.defaultImage,
     args: runtimeArgs(inputs),
-    env: [{ name: runtimeOptions.cacheDir.env, value: cacheMountPath }],
+    env: [{ name: runtimeOptions.cacheDir.env, value: cacheMountPath }, ...hubEnvironment(inputs)],
     ports: [{ name: httpPortName, containerPort: runtimeOptions.port.default, protocol: 'TCP' }],
     ...(gpus === 0
       ? {}
