@@ -25,6 +25,8 @@ export const quantizationEncodings = [
   'q4_k',
   'q5_k',
   'q6_k',
+  'int8',
+  'int4',
 ] as const;
 
 export type QuantizationEncoding = (typeof quantizationEncodings)[number];
@@ -124,10 +126,26 @@ export const runtimeOptions = {
     kind: 'string',
     schema: z.enum(quantizationEncodings),
     group: 'Model',
-    description: 'How the weights are stored; a checkpoint that cannot give it is refused.',
+    description:
+      'How the weights are stored; a checkpoint that cannot give it is refused. int8 and int4 quantize plain weights as they are loaded.',
     form: `one of ${quantizationEncodings.join(', ')}`,
     example: 'float32',
     defaultText: 'as the checkpoint has them',
+  }),
+  quantizationBlockSize: option({
+    flag: 'quantization-block-size',
+    kind: 'integer',
+    schema: z
+      .int()
+      .min(16)
+      .max(256)
+      .refine((value) => (value & (value - 1)) === 0, 'the form is a power of two from 16 to 256'),
+    group: 'Model',
+    description: 'How many weights share a scale, with --quantization-encoding int8 or int4.',
+    form: 'a power of two from 16 to 256',
+    example: '128',
+    defaultText: '32',
+    spec: 'quantizationBlockSize',
   }),
   quantizedCompute: option({
     flag: 'quantized-compute',

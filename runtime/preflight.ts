@@ -86,11 +86,14 @@ function rankProblems(facts: CheckpointFacts, { ranks }: RunWish): PreflightProb
 
 const plainEncodings = ['float32', 'bfloat16', 'float16'];
 
+/** Bytes a weight of the encodings that plain weights are quantized to when they are loaded, scales included. */
+const loadedBytes: Readonly<Record<string, number>> = { int8: 1.125, int4: 0.625 };
+
 function encodingProblems(facts: CheckpointFacts, { encoding }: RunWish): PreflightProblem[] {
   if (encoding === undefined || encoding === facts.encoding) return [];
   // Widening loses nothing.
   const possible = plainEncodings.includes(facts.encoding)
-    ? [...new Set([facts.encoding, 'float32'])]
+    ? [...new Set([facts.encoding, 'float32']), ...Object.keys(loadedBytes)]
     : [facts.encoding];
   if (possible.includes(encoding)) return [];
   return [
@@ -103,22 +106,31 @@ function encodingProblems(facts: CheckpointFacts, { encoding }: RunWish): Prefli
 
 function memoryProblems(facts: CheckpointFacts, wish: RunWish): PreflightProblem[] {
   if (wish.memoryBytes === undefined) return [];
-  const needed = residentBytes(facts) + kvBytesPerToken(facts) * (wish.minimalTokens ?? 256);
+  const weights = residentBytes(facts, wish.encoding);
+  const needed = weights + kvBytesPerToken(facts) * (wish.minimalTokens ?? 256);
   if (needed <= wish.memoryBytes) return [];
   return [
     {
       code: 'memory',
-      message: `about ${mebibytes(needed)} MiB are needed (weights ${mebibytes(residentBytes(facts))} MiB, the rest a minimal KV cache), ${mebibytes(wish.memoryBytes)} MiB are there`,
+      message: `about ${mebibytes(needed)} MiB are needed (weights ${mebibytes(weights)} MiB, the rest a minimal KV cache), ${mebibytes(wish.memoryBytes)} MiB are there`,
     },
   ];
 }
 
-/** Weights in memory on a CPU, in bytes: half-precision ones are computed with as float32. */
-export function residentBytes({
-  encoding,
-  weightBytes,
-}: Pick<CheckpointFacts, 'encoding' | 'weightBytes'>): number {
-  return encoding === 'bfloat16' || encoding === 'float16' ? 2 * weightBytes : weightBytes;
+/**
+ * Weights in memory on a CPU, in bytes: half-precision ones are computed with as float32. `wish`: the encoding asked for,
+ * if any.
+ */
+export function residentBytes(
+  { encoding, weightBytes }: Pick<CheckpointFacts, 'encoding' | 'weightBytes'>,
+  wish?: string,
+): number {
+  const half = encoding === 'bfloat16' || encoding === 'float16';
+  const loaded = wish !== undefined && Object.hasOwn(loadedBytes, wish) ? loadedBytes[wish] : undefined;
+  if (loaded !== undefined && plainEncodings.includes(encoding)) {
+    return Math.ceil((weightBytes / (half ? 2 : 4)) * loaded);
+  }
+  return half ? 2 * weightBytes : weightBytes;
 }
 
 /** Keys and values of one token in all layers, float32. */

@@ -21,6 +21,7 @@ export const fieldEffects: Readonly<Record<string, FieldEffect>> = {
   quantization: 'new revision',
   replicas: 'in place',
   image: 'new revision',
+  'runtime.quantizationBlockSize': 'new revision',
   'runtime.quantizedCompute': 'new revision',
   'runtime.threads': 'new revision',
   'runtime.maxBatchSize': 'new revision',

@@ -15,6 +15,7 @@ import { tokenizerFromGguf } from '../tokenizer/gguf.ts';
 import { TokenizerPool } from '../tokenizer/pool.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { openCheckpoint } from '../weights/open.ts';
+import type { WeightQuantization } from '../weights/quantize.ts';
 import { locateModel } from './locate-model.ts';
 
 export interface LoadModelHooks {
@@ -24,7 +25,7 @@ export interface LoadModelHooks {
 
 /** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
 export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): Promise<Backend> {
-  const source = await locateModel(config, hooks);
+  const source = { ...(await locateModel(config, hooks)), ...weightQuantization(config) };
   const checkpoint = openCheckpoint(source.path, source);
   checkWish(checkpoint, config);
   const tokenizer = new TokenizerPool(tokenizerSource(source.path, checkpoint));
@@ -99,6 +100,22 @@ class LlmBackend implements Backend {
   async close() {
     await Promise.all([this.#llm.close(), this.tokenizer.close()]);
   }
+}
+
+/** What int8 and int4 ask for. Throws SluiceError `config_invalid` for a block size without them. */
+function weightQuantization({
+  quantizationEncoding: encoding,
+  quantizationBlockSize: blockSize,
+}: RuntimeConfig): { readonly quantization?: WeightQuantization } {
+  if (encoding === 'int8' || encoding === 'int4') {
+    return { quantization: { bits: encoding === 'int8' ? 8 : 4, blockSize: blockSize ?? 32 } };
+  }
+  if (blockSize === undefined) return {};
+  throw new SluiceError(
+    'config_invalid',
+    `--quantization-block-size ${blockSize}: only with --quantization-encoding int8 or int4, which quantize when loading`,
+    { param: 'quantization-block-size' },
+  );
 }
 
 /** Throws `checkpoint_unsupported` with everything that stands against running the checkpoint as asked. */

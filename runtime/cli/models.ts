@@ -20,6 +20,8 @@ const encodingNotes: Readonly<Record<QuantizationEncoding, string>> = {
   q4_k: 'GGUF, 4 bits (Q4_K_S, Q4_K_M)',
   q5_k: 'GGUF, 5 bits (Q5_K_S, Q5_K_M)',
   q6_k: 'GGUF, 6 bits',
+  int8: 'plain weights, quantized to 8 bits in blocks when they are loaded',
+  int4: 'plain weights, quantized to 4 bits in blocks when they are loaded; embedding and head to 8',
 };
 
 const inGguf = new Set(Object.values(ggufArchitectures).map(({ architecture }) => architecture));
@@ -54,6 +56,7 @@ ${table(architectureHead, architectureRows())}
 ## Encodings
 
 How weights may be stored. It is found by itself; \`--quantization-encoding\` refuses a checkpoint that is stored otherwise.
+int8 and int4 are made of plain weights when they are loaded, and kept under \`--cache-dir\`.
 
 ${table(encodingHead, encodingRows())}
 

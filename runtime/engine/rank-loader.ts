@@ -9,7 +9,7 @@ import { parseModel } from '../models/registry.ts';
 import { rangeSize, type Shard } from '../models/shard.ts';
 import { CustomOpDomain } from '../ort/custom-op.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
-import { openCheckpoint } from '../weights/open.ts';
+import { type OpenOptions, openCheckpoint } from '../weights/open.ts';
 import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
@@ -25,7 +25,7 @@ import { planCapacity, type StepLimits } from './step-message.ts';
  * `openCheckpoint(argument)` (weights that are made, not read).
  */
 export type CheckpointSource =
-  | { readonly path: string; readonly weightPaths?: readonly string[] }
+  | ({ readonly path: string } & OpenOptions)
   | { readonly module: string; readonly argument: unknown };
 
 export async function openSource(source: CheckpointSource): Promise<Checkpoint> {

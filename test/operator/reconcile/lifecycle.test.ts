@@ -140,6 +140,10 @@ const edits: Record<string, { patch: object; shows?: (template: any) => unknown;
     shows: (template) => template.spec.containers[0].image,
     as: 'runtime:other',
   },
+  'runtime.quantizationBlockSize': arg(
+    { runtime: { quantizationBlockSize: 64 } },
+    '--quantization-block-size=64',
+  ),
   'runtime.quantizedCompute': arg(
     { runtime: { quantizedCompute: 'float32' } },
     '--quantized-compute=float32',
