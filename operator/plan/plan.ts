@@ -187,7 +187,8 @@ function planSpec(
       rollout.goal === targetName &&
       others.length === 0 &&
       (stable?.name ?? targetName) === targetName,
-    drifted: actions.length > 0,
+    // A lookup that comes and goes is no change of the service.
+    drifted: actions.some(({ object }) => object.kind !== 'Job'),
   });
   return {
     actions,

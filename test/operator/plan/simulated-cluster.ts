@@ -26,6 +26,9 @@ export class SimulatedCluster {
   readonly pods = new Map<string, AnyObject>();
   now = new Date('2026-01-01T00:00:00Z');
   readonly gpus: number;
+  /** What `sluice resolve` answers, by its arguments after the command: facts, or the line of its refusal. */
+  readonly hub = new Map<string, object | string>();
+  readonly lookups = new Map<string, AnyObject>();
   /** Whether the operator sees nodes and others' pods. */
   seesNodes = false;
   #uid = 0;
@@ -47,6 +50,7 @@ export class SimulatedCluster {
       service: this.service,
       children: [...this.children.values()],
       pods: [...this.pods.values()],
+      lookups: [...this.lookups.values()],
       now: this.now,
       ...(this.seesNodes
         ? { cluster: { nodes: () => [this.#node], pods: () => [...this.pods.values()], quotas: () => [] } }
@@ -97,6 +101,7 @@ export class SimulatedCluster {
       if (pod.metadata.deletionTimestamp !== undefined) this.pods.delete(pod.metadata.name);
     }
     this.#collectGarbage();
+    for (const job of this.children.values()) if (job.kind === 'Job') this.#lookUp(job);
     for (const deployment of this.#deployments()) this.#scale(deployment);
     for (const pod of this.pods.values()) this.#schedule(pod);
     for (const deployment of this.#deployments()) this.#report(deployment);
@@ -171,6 +176,33 @@ export class SimulatedCluster {
     for (const pod of this.pods.values()) {
       if (this.child('Deployment', pod.metadata.labels![revisionLabel]!) === undefined) this.#end(pod);
     }
+  }
+
+  #lookUp(job: AnyObject): void {
+    if (job.status !== undefined) return;
+    const [container] = job.spec.template.spec.containers;
+    const answer = this.hub.get(container.args.slice(1, -1).join(' '));
+    if (answer === undefined) return;
+    const refused = typeof answer === 'string';
+    const message = refused ? answer : JSON.stringify(answer);
+    const { name, uid = '' } = job.metadata;
+    const ownerReferences = [{ apiVersion: 'batch/v1', kind: 'Job', name, uid, controller: true }];
+    const terminated = { exitCode: refused ? 2 : 0, message };
+    this.lookups.set(name, {
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { name: `${name}-x`, namespace: 'prod', ownerReferences },
+      status: {
+        phase: refused ? 'Failed' : 'Succeeded',
+        containerStatuses: [{ name: 'runtime', state: { terminated } }],
+      },
+    });
+    const condition = {
+      type: refused ? 'Failed' : 'Complete',
+      status: 'True',
+      lastTransitionTime: this.now.toISOString(),
+    };
+    this.put({ ...job, status: { conditions: [condition] } });
   }
 
   #scale(deployment: AnyObject): void {
