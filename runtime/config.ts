@@ -33,6 +33,8 @@ export type QuantizationEncoding = (typeof quantizationEncodings)[number];
 
 export const quantizedComputes = ['int8', 'float32'] as const;
 
+export const kvCacheDTypes = ['float32', 'bfloat16', 'int8'] as const;
+
 export const logLevels = ['debug', 'info', 'warn', 'error'] as const;
 
 /** `auto`, or one rank for each CPU index given. */
@@ -231,6 +233,100 @@ export const runtimeOptions = {
     default: 32,
     spec: 'kvCachePageSize',
   }),
+  kvCacheMemory: option({
+    flag: 'kv-cache-memory',
+    kind: 'bytes',
+    schema: integer(65_536, 2 ** 50),
+    group: 'Execution',
+    description: 'Size of the KV cache.',
+    form: 'a number of bytes from 64KiB, with KiB, MiB or GiB if wanted',
+    example: '2GiB',
+    defaultText: 'what --max-batch-size sequences of --max-length take, as far as the memory left allows',
+    spec: 'kvCacheMemoryBytes',
+  }),
+  kvCacheDType: option({
+    flag: 'kv-cache-dtype',
+    kind: 'string',
+    schema: z.enum(kvCacheDTypes),
+    group: 'Execution',
+    description:
+      'How keys and values are kept: bfloat16 takes half of the memory of float32, int8 (with a scale for each token and head) about a quarter; both change answers a little.',
+    form: `one of ${kvCacheDTypes.join(', ')}`,
+    example: 'int8',
+    default: 'float32',
+    spec: 'kvCacheDtype',
+  }),
+  enablePrefixCaching: option({
+    flag: 'enable-prefix-caching',
+    kind: 'boolean',
+    schema: z.boolean(),
+    group: 'Scheduling',
+    description:
+      'Prompts that begin like earlier ones take the keys and values of what they share from the cache.',
+    form: 'true or false',
+    example: 'false',
+    default: true,
+    spec: 'enablePrefixCaching',
+  }),
+  enablePrefixAwareScheduling: option({
+    flag: 'enable-prefix-aware-scheduling',
+    kind: 'boolean',
+    schema: z.boolean(),
+    group: 'Scheduling',
+    description:
+      'Requests that share a prefix wait for the first of them to run it, then go together; those that are largely cached go ahead of those that are not.',
+    form: 'true or false',
+    example: 'false',
+    default: true,
+    spec: 'enablePrefixAwareScheduling',
+  }),
+  enableInFlightBatch: option({
+    flag: 'enable-in-flight-batch',
+    kind: 'boolean',
+    schema: z.boolean(),
+    group: 'Scheduling',
+    description: 'Prompts run in the same steps as answers; otherwise the two alternate.',
+    form: 'true or false',
+    example: 'false',
+    default: true,
+    spec: 'enableInFlightBatch',
+  }),
+  enableChunkedPrefill: option({
+    flag: 'enable-chunked-prefill',
+    kind: 'boolean',
+    schema: z.boolean(),
+    group: 'Scheduling',
+    description:
+      'A prompt may be split over several steps beside answers; otherwise answers wait until it has run.',
+    form: 'true or false',
+    example: 'false',
+    default: true,
+    spec: 'enableChunkedPrefill',
+  }),
+  maxNumSteps: option({
+    flag: 'max-num-steps',
+    kind: 'integer',
+    schema: integer(1, 1024),
+    group: 'Scheduling',
+    description:
+      'Decode steps between two visits to the scheduler; requests that arrive meanwhile wait for the rest.',
+    form: 'an integer from 1 to 1024',
+    example: '8',
+    default: 1,
+    spec: 'maxNumSteps',
+  }),
+  maxQueueSize: option({
+    flag: 'max-queue-size',
+    kind: 'integer',
+    schema: integer(1, 1_048_576),
+    group: 'Scheduling',
+    description:
+      'Most sequences that wait for their turn; further requests are answered 429 with Retry-After.',
+    form: 'an integer from 1 to 1048576',
+    example: '64',
+    default: 1024,
+    spec: 'maxQueueSize',
+  }),
   cacheDir: option({
     flag: 'cache-dir',
     kind: 'string',
@@ -293,6 +389,18 @@ export const runtimeOptions = {
     example: '16MiB',
     default: 16_777_216,
     spec: 'maxBodyBytes',
+  }),
+  requestTimeout: option({
+    flag: 'request-timeout',
+    kind: 'seconds',
+    schema: integer(1, 86_400),
+    group: 'Server',
+    description:
+      'How long a request may take from its arrival to its last token; then it is ended with status 504.',
+    form: 'an integer number of seconds from 1 to 86400',
+    example: '600',
+    defaultText: 'as long as it takes',
+    spec: 'requestTimeoutSeconds',
   }),
   shutdownDelay: option({
     flag: 'shutdown-delay',

@@ -21,6 +21,8 @@ const serverOnly: readonly RuntimeOptionName[] = [
   'metricsPort',
   'apiKeyFile',
   'maxBodyBytes',
+  'maxQueueSize',
+  'requestTimeout',
   'shutdownDelay',
   'shutdownGrace',
   'logLevel',

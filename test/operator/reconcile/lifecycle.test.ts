@@ -153,8 +153,32 @@ const edits: Record<string, { patch: object; shows?: (template: any) => unknown;
   'runtime.maxLength': arg({ runtime: { maxLength: 128 } }, '--max-length=128'),
   'runtime.maxBatchInputTokens': arg({ runtime: { maxBatchInputTokens: 64 } }, '--max-batch-input-tokens=64'),
   'runtime.kvCachePageSize': arg({ runtime: { kvCachePageSize: 16 } }, '--kv-cache-page-size=16'),
+  'runtime.kvCacheMemoryBytes': arg(
+    { runtime: { kvCacheMemoryBytes: 1048576 } },
+    '--kv-cache-memory=1048576',
+  ),
+  'runtime.kvCacheDtype': arg({ runtime: { kvCacheDtype: 'int8' } }, '--kv-cache-dtype=int8'),
+  'runtime.enablePrefixCaching': arg(
+    { runtime: { enablePrefixCaching: false } },
+    '--enable-prefix-caching=false',
+  ),
+  'runtime.enablePrefixAwareScheduling': arg(
+    { runtime: { enablePrefixAwareScheduling: false } },
+    '--enable-prefix-aware-scheduling=false',
+  ),
+  'runtime.enableInFlightBatch': arg(
+    { runtime: { enableInFlightBatch: false } },
+    '--enable-in-flight-batch=false',
+  ),
+  'runtime.enableChunkedPrefill': arg(
+    { runtime: { enableChunkedPrefill: false } },
+    '--enable-chunked-prefill=false',
+  ),
+  'runtime.maxNumSteps': arg({ runtime: { maxNumSteps: 2 } }, '--max-num-steps=2'),
+  'runtime.maxQueueSize': arg({ runtime: { maxQueueSize: 9 } }, '--max-queue-size=9'),
   'runtime.cacheDir': arg({ runtime: { cacheDir: '/cache/a' } }, '--cache-dir=/cache/a'),
   'runtime.maxBodyBytes': arg({ runtime: { maxBodyBytes: 4096 } }, '--max-body-bytes=4096'),
+  'runtime.requestTimeoutSeconds': arg({ runtime: { requestTimeoutSeconds: 9 } }, '--request-timeout=9'),
   'runtime.shutdownDelaySeconds': arg({ runtime: { shutdownDelaySeconds: 1 } }, '--shutdown-delay=1'),
   'runtime.shutdownGraceSeconds': arg({ runtime: { shutdownGraceSeconds: 9 } }, '--shutdown-grace=9'),
   'runtime.logLevel': arg({ runtime: { logLevel: 'debug' } }, '--log-level=debug'),
