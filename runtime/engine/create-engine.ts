@@ -8,6 +8,7 @@ import { SluiceError } from '../errors.ts';
 import type { ModelSpec } from '../models/model.ts';
 import { type QuantizedCompute, shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
+import type { RopeSpec } from '../models/rope.ts';
 import { planShards } from '../models/shard.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
 import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
@@ -122,7 +123,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       kvBytes: pool.blockCount * blockBytes,
       weightBytes: checkpoint.weightBytes,
     };
-    engine = new RankedEngine(info, limits, rank, collective, threads, load.logits);
+    engine = new RankedEngine(info, limits, rank, collective, threads, load.logits, spec.rope);
     engine.warmUp();
     options.onProgress?.({ phase: 'warmup', done: 1, total: 1 });
     return engine;
@@ -173,6 +174,7 @@ function sizePool(
 
 class RankedEngine implements Engine {
   readonly info: EngineInfo;
+  readonly rope: RopeSpec;
   readonly #limits: StepLimits;
   readonly #rank: Rank;
   readonly #collective: Collective;
@@ -191,8 +193,10 @@ class RankedEngine implements Engine {
     collective: Collective,
     threads: readonly RankThread[],
     logits: SharedArrayBuffer,
+    rope: RopeSpec,
   ) {
     this.info = info;
+    this.rope = rope;
     this.#limits = limits;
     this.#rank = rank;
     this.#collective = collective;

@@ -3,6 +3,8 @@
  * out. Block ids and positions are decided by kv/ and scheduler/; the engine owns the tensors behind them.
  */
 
+import type { RopeSpec } from '../models/rope.ts';
+
 /** One sequence's share of a step. */
 export interface StepSlice {
   /** Token ids to run, at positions `position .. position + tokens.length - 1` of the sequence. */
@@ -12,7 +14,7 @@ export interface StepSlice {
   readonly blocks: ArrayLike<number>;
   /** Which of the slice's rows need logits. */
   readonly logits: 'none' | 'last' | 'all';
-  /** Which rotary table the sequence uses, the same for all its life (models/rope.ts); default 0. */
+  /** Which rotary table these tokens are turned by (models/rope.ts); default 0. */
   readonly ropeVariant?: number;
 }
 
@@ -54,6 +56,8 @@ export interface EngineInfo {
 
 export interface Engine {
   readonly info: EngineInfo;
+  /** Which rotary table a sequence uses (models/rope.ts); absent: one for all. */
+  readonly rope?: Pick<RopeSpec, 'variant' | 'recomputes'>;
   /** Runs one step to its end on the calling thread. Throws SluiceError `engine_failed`; the engine is then unusable. */
   step(batch: StepBatch, onRow: OnRow): void;
   close(): void;

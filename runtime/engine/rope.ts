@@ -11,6 +11,9 @@ interface Table {
   readonly factor: number;
 }
 
+/** Tables that are kept: where the base grows with each token there would soon be many. */
+const keptTables = 64;
+
 export class RopeAngles {
   /** [rotaryDim]: floats of a row. */
   readonly rowFloats: number;
@@ -47,6 +50,8 @@ export class RopeAngles {
     if (table === undefined) {
       const { inverseFrequencies, attentionFactor } = this.#rope.table(variant);
       table = { inverseFrequencies: Float32Array.from(inverseFrequencies), factor: attentionFactor };
+      const oldest = this.#tables.keys().next();
+      if (this.#tables.size >= keptTables && !oldest.done) this.#tables.delete(oldest.value);
       this.#tables.set(variant, table);
     }
     return table;

@@ -58,7 +58,7 @@ export class KvCache {
   /** The longest cached prefix of the chain. Its last token is never found: somebody must run it to have logits. */
   find(chain: TokenChain): PrefixMatch {
     const cache = this.prefixes;
-    let parent = cache?.root(chain.salt);
+    let parent = cache?.root(chain.root);
     if (cache === undefined || parent === undefined) return noMatch;
     const limit = chain.length - 1;
     const blocks: number[] = [];

@@ -75,7 +75,7 @@ export class PrefixCache {
     parent: PrefixNode | undefined,
     block: number,
   ): number | undefined {
-    const above = parent ?? this.#root(chain.salt);
+    const above = parent ?? this.#root(chain.root);
     const hash = chain.hash(index);
     if (this.#byHash.has(hash)) return this.find(chain, index, above);
     this.#byHash.set(hash, block);

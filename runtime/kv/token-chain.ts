@@ -1,19 +1,22 @@
 /**
  * The tokens of one sequence and the chained hashes of its full blocks, computed when first asked for.
- * Enters: token ids; leaves: hashes that are equal exactly when salt and all tokens up to the block's end are (but for
+ * Enters: token ids; leaves: hashes that are equal exactly when root and all tokens up to the block's end are (but for
  * collisions, so whoever acts on one compares the tokens too). Must not know which blocks exist.
  */
 
 export class TokenChain {
   readonly blockTokens: number;
   readonly salt: string;
+  /** Which rotary table the keys are turned by: those of another are others. */
+  readonly ropeVariant: number;
   #tokens: Int32Array;
   #length: number;
   readonly #hashes: number[] = [];
 
-  constructor(tokens: ArrayLike<number>, blockTokens: number, salt = '') {
+  constructor(tokens: ArrayLike<number>, blockTokens: number, salt = '', ropeVariant = 0) {
     this.blockTokens = blockTokens;
     this.salt = salt;
+    this.ropeVariant = ropeVariant;
     this.#tokens = Int32Array.from(tokens);
     this.#length = tokens.length;
   }
@@ -48,7 +51,7 @@ export class TokenChain {
   /** The hash of tokens 0 .. (block + 1) * blockTokens - 1, an integer below 2^53. */
   hash(block: number): number {
     for (let next = this.#hashes.length; next <= block; next++) {
-      const parent = next === 0 ? saltHash(this.salt) : this.#hashes[next - 1]!;
+      const parent = next === 0 ? rootHash(this.root) : this.#hashes[next - 1]!;
       this.#hashes.push(
         chainHash(parent, this.slice(next * this.blockTokens, (next + 1) * this.blockTokens)),
       );
@@ -56,8 +59,18 @@ export class TokenChain {
     return this.#hashes[block]!;
   }
 
+  /** What the whole cached prefix depends on beside the tokens. */
+  get root(): string {
+    return `${this.ropeVariant}:${this.salt}`;
+  }
+
+  /** The same tokens, whose keys are turned by another table. */
+  withRopeVariant(variant: number): TokenChain {
+    return new TokenChain(this.slice(0, this.#length), this.blockTokens, this.salt, variant);
+  }
+
   fork(): TokenChain {
-    const copy = new TokenChain(this.slice(0, this.#length), this.blockTokens, this.salt);
+    const copy = this.withRopeVariant(this.ropeVariant);
     copy.#hashes.push(...this.#hashes);
     return copy;
   }
@@ -89,10 +102,10 @@ function chainHash(parent: number, tokens: ArrayLike<number>): number {
   return (a >>> 0) * 0x200000 + (b >>> 11);
 }
 
-function saltHash(salt: string): number {
+function rootHash(root: string): number {
   return chainHash(
-    salt.length,
-    Array.from(salt, (character) => character.codePointAt(0)!),
+    root.length,
+    Array.from(root, (character) => character.codePointAt(0)!),
   );
 }
 

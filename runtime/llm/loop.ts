@@ -53,6 +53,7 @@ export class GenerationLoop {
       maxBatchSize,
       stepTokens: maxStepTokens,
       maxLength,
+      ...(engine.rope === undefined ? {} : { rope: engine.rope }),
     });
     this.#sampler = new Sampler(vocabulary);
   }
@@ -146,6 +147,7 @@ export class GenerationLoop {
       position,
       blocks: table.blocks,
       logits: sequence.needsAllRows ? 'all' : samples ? 'last' : 'none',
+      ropeVariant: this.#engine.rope?.variant(chain.length) ?? 0,
     };
   }
 

@@ -18,10 +18,14 @@ export interface RopeSpec {
   /** Longest sequence in tokens, with the scaling. */
   readonly maxLength: number;
   /**
-   * Which table a sequence of a length (prompt and what follows it, in tokens) uses. A sequence whose variant changes
-   * while it grows has keys of the old variant in its cache.
+   * Which table a sequence of a length (all its tokens so far) uses.
    */
   variant(length: number): number;
+  /**
+   * What is to happen when a sequence's variant changes while it grows: true: it is run anew, so that all its keys are
+   * of one table; false: keys stay as they are, as in the reference implementation.
+   */
+  readonly recomputes: boolean;
   table(variant: number): RopeTable;
 }
 
@@ -139,7 +143,8 @@ function inverseFrequencies(theta: number, rotaryDim: number): Float64Array {
 
 function fixed(basis: Basis, frequencies: Float64Array, attentionFactor = 1): RopeSpec {
   const table = { inverseFrequencies: frequencies, attentionFactor };
-  return { rotaryDim: basis.rotaryDim, maxLength: basis.maxLength, variant: () => 0, table: () => table };
+  const { rotaryDim, maxLength } = basis;
+  return { rotaryDim, maxLength, variant: () => 0, recomputes: false, table: () => table };
 }
 
 /** Beyond the original length the base grows with the sequence: a variant is a length, 0 the original. */
@@ -150,6 +155,7 @@ function dynamic(basis: Basis): RopeSpec {
     rotaryDim,
     maxLength: Math.floor(maxLength * factor),
     variant: (length) => (length > maxLength ? length : 0),
+    recomputes: false,
     table(length) {
       const stretch = length === 0 ? 1 : (factor * length) / maxLength - (factor - 1);
       const base = theta * stretch ** (rotaryDim / (rotaryDim - 2));
@@ -235,6 +241,7 @@ function longrope(basis: Basis): RopeSpec {
     rotaryDim,
     maxLength,
     variant: (length) => (length > original ? 1 : 0),
+    recomputes: true,
     table: (variant) => tables[variant]!,
   };
 }

@@ -11,6 +11,15 @@ import { SluiceError } from '../errors.ts';
 import { type KvCache, noMatch, type RowCopy } from '../kv/kv-cache.ts';
 import { insertSorted, remove, Sequence } from './sequence.ts';
 
+/** Which rotary table a sequence of so many tokens uses. */
+export interface RopePolicy {
+  variant(length: number): number;
+  /** Whether a sequence whose variant changes while it grows is run anew, so that all its keys are of one table. */
+  readonly recomputes: boolean;
+}
+
+const oneTable: RopePolicy = { variant: () => 0, recomputes: false };
+
 export interface SchedulerOptions {
   readonly maxBatchSize: number;
   /** Most tokens in a step. */
@@ -27,6 +36,8 @@ export interface SchedulerOptions {
   readonly prefixAware: boolean;
   /** Decode steps between two visits to the scheduler. */
   readonly maxNumSteps: number;
+  /** Absent: one table for all. */
+  readonly rope?: RopePolicy;
 }
 
 export interface Slice {
@@ -61,11 +72,13 @@ export class Scheduler {
   /** Prompt tokens found in the cache. */
   prefixHitTokens = 0;
   readonly #options: SchedulerOptions;
+  readonly #rope: RopePolicy;
   #prefilledLast = false;
 
   constructor(kv: KvCache, options: SchedulerOptions) {
     this.kv = kv;
     this.#options = options;
+    this.#rope = options.rope ?? oneTable;
     this.capacity = Math.min(options.maxLength, kv.pool.size * kv.blockTokens);
   }
 
@@ -96,11 +109,13 @@ export class Scheduler {
       );
     }
     sequence.maxLength = Math.min(sequence.maxLength, this.capacity);
+    this.#chooseRope(sequence);
     insertSorted(this.waiting, sequence);
   }
 
   /** The next step; undefined when there is nothing to run. */
   schedule(): Schedule | undefined {
+    this.#giveUpOutgrown();
     const draft: Draft = { slices: [], copies: [], left: this.#options.stepTokens };
     const prefillAlone = this.#prefillAlone();
     if (prefillAlone) this.#prefill(draft);
@@ -236,6 +251,7 @@ export class Scheduler {
 
   /** Gives a waiting sequence blocks for all its tokens, unless those that run may soon need them. */
   #admit(sequence: Sequence): readonly RowCopy[] | undefined {
+    this.#chooseRope(sequence);
     const { chain } = sequence;
     const match = sequence.needsAllRows ? noMatch : this.kv.find(chain);
     const growth = this.running.length;
@@ -251,13 +267,31 @@ export class Scheduler {
     return started.copies;
   }
 
-  /** Its blocks are given up; it waits in its old place and will be recomputed from its tokens. */
   #preempt(sequence: Sequence): void {
+    this.#giveUp(sequence);
+    this.preemptions++;
+  }
+
+  /** Its blocks are given up; it waits in its old place and will be recomputed from its tokens. */
+  #giveUp(sequence: Sequence): void {
     this.kv.release(sequence.table);
     remove(this.running, sequence);
     sequence.state = 'waiting';
     insertSorted(this.waiting, sequence);
-    this.preemptions++;
+  }
+
+  /** Sequences that have grown into another rotary table: their keys are all to be made with it. */
+  #giveUpOutgrown(): void {
+    if (!this.#rope.recomputes) return;
+    for (const sequence of [...this.running]) {
+      if (sequence.chain.ropeVariant !== this.#rope.variant(sequence.chain.length)) this.#giveUp(sequence);
+    }
+  }
+
+  /** Before its first row runs: the table that fits its length. */
+  #chooseRope(sequence: Sequence): void {
+    const variant = this.#rope.variant(sequence.chain.length);
+    if (variant !== sequence.chain.ropeVariant) sequence.chain = sequence.chain.withRopeVariant(variant);
   }
 
   /** As many steps as every sequence of a pure decode batch has room for, in tokens and in blocks. */
@@ -274,6 +308,9 @@ export class Scheduler {
       this.#options.maxNumSteps,
       ...sequences.map((each) => each.maxLength - each.chain.length),
     );
+    const outgrown = ({ chain }: Sequence): boolean =>
+      this.#rope.variant(chain.length + steps - 1) !== chain.ropeVariant;
+    while (steps > 1 && this.#rope.recomputes && sequences.some(outgrown)) steps--;
     while (steps > 1 && sequences.reduce(missing(steps), 0) > this.kv.pool.free) steps--;
     if (steps <= 1) return 1;
     const reserved = sequences.every((each) => this.kv.reserve(each.table, each.chain.length + steps - 1));

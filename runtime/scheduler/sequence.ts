@@ -24,7 +24,8 @@ export interface SequenceOptions {
 export class Sequence {
   readonly request: number;
   readonly choice: number;
-  readonly chain: TokenChain;
+  /** Replaced when the sequence changes its rotary table. */
+  chain: TokenChain;
   /** Lowered to what fits when the scheduler takes the sequence. */
   maxLength: number;
   readonly priority: number;

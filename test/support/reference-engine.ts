@@ -1,6 +1,7 @@
 /**
  * An engine whose logits are a hash of the whole visible history, read back through the block tables: it really keeps
- * one token per block row, so a wrong table, a missed copy or a stale block gives other tokens. It also refuses a batch
+ * one token per block row, so a wrong table, a missed copy or a stale block gives other tokens. It refuses a sequence whose
+ * rows were turned by different rotary tables, and a batch
  * in which a row is written by one slice and read or written by another.
  */
 import assert from 'node:assert';
@@ -13,10 +14,16 @@ export interface ReferenceEngineOptions {
   readonly maxLength?: number;
   readonly maxStepTokens?: number;
   readonly maxBatchSize?: number;
+  /** Longer sequences use rotary table 1, for all their rows; absent: there is one table. */
+  readonly ropeLimit?: number;
 }
+
+/** Added to a token for each variant of the rotary table that its row was written with. */
+const variantStep = 2 ** 20;
 
 export class ReferenceEngine implements Engine {
   readonly info: EngineInfo;
+  readonly rope?: NonNullable<Engine['rope']>;
   steps = 0;
   /** Tokens run and largest batch so far: what a policy saves or fills. */
   tokens = 0;
@@ -38,6 +45,10 @@ export class ReferenceEngine implements Engine {
       kvBytes: 0,
       weightBytes: 0,
     };
+    const { ropeLimit } = options;
+    if (ropeLimit !== undefined) {
+      this.rope = { variant: (length) => (length > ropeLimit ? 1 : 0), recomputes: true };
+    }
     this.#rows = new Int32Array(blockCount * blockTokens).fill(-1);
     this.#logits = new Float32Array(vocabulary);
   }
@@ -57,7 +68,8 @@ export class ReferenceEngine implements Engine {
     this.#checkOwners(batch.slices);
     for (const slice of batch.slices) {
       for (let i = 0; i < slice.tokens.length; i++)
-        this.#rows[this.#row(slice, slice.position + i)] = slice.tokens[i]!;
+        this.#rows[this.#row(slice, slice.position + i)] =
+          slice.tokens[i]! + (slice.ropeVariant ?? 0) * variantStep;
     }
     batch.slices.forEach((slice, index) => {
       const count = slice.tokens.length;
@@ -78,7 +90,13 @@ export class ReferenceEngine implements Engine {
   }
 
   #history(slice: StepSlice, last: number): number[] {
-    return Array.from({ length: last + 1 }, (_, position) => this.#rows[this.#row(slice, position)]!);
+    const variant = slice.ropeVariant ?? 0;
+    if (slice.logits === 'last') assert.equal(variant, this.rope?.variant(last + 1) ?? 0, 'the rotary table');
+    return Array.from({ length: last + 1 }, (_, position) => {
+      const token = this.#rows[this.#row(slice, position)]! - variant * variantStep;
+      assert(token >= 0 && token < variantStep, `row ${position} was written with another rotary table`);
+      return token;
+    });
   }
 
   #checkOwners(slices: readonly StepSlice[]): void {

@@ -89,6 +89,17 @@ describe('the loop', () => {
     ['with chunks of three tokens', {}, { maxStepTokens: 3 }],
     ['one at a time', {}, { maxBatchSize: 1 }],
     ['with a pool so small that sequences are preempted', {}, { blockCount: 17 }],
+    ['growing from one rotary table into another', {}, { ropeLimit: 20 }],
+    [
+      'growing into another rotary table in chunks, with eight steps on a visit',
+      { maxNumSteps: 8 },
+      { ropeLimit: 21, maxStepTokens: 7 },
+    ],
+    [
+      'growing into another rotary table while preempted',
+      { maxNumSteps: 8 },
+      { ropeLimit: 22, blockCount: 17 },
+    ],
     [
       'preempted, with eight steps on a visit and no cache',
       { maxNumSteps: 8, prefixCaching: false },
@@ -132,6 +143,22 @@ describe('the loop', () => {
       .finish();
     assert.equal(new Set([...trial.answers.values()].map(String)).size, 4);
     assert.equal(trial.loop.statistics().promptTokens, promptOf(4).length);
+  });
+
+  test('prompts on both sides of the limit share blocks only with their own side', () => {
+    const prompt = (length: number) => Array.from({ length }, (_, i) => 1 + (i % 50));
+    const trial = new Trial({}, { ropeLimit: 20 });
+    const answer = (handle: number, length: number, maxTokens: number) => {
+      trial.submit(handle, prompt(length), { ...greedy, maxTokens }).finish();
+      assert.deepEqual(trial.answers.get(`${handle}.0`), referenceGreedy(prompt(length), maxTokens));
+      return trial.prompts.get(handle)!.cachedTokens;
+    };
+    assert.equal(answer(1, 16, 2), 0);
+    assert.equal(answer(2, 24, 2), 0, 'the first 16 tokens are cached, but turned by the other table');
+    assert.equal(answer(3, 30, 2), 24);
+    assert.equal(answer(4, 18, 1), 16);
+    assert.equal(answer(5, 19, 9), 16, 'grows beyond the limit on cached blocks and is run anew');
+    assert.equal(trial.loop.statistics().preemptions, 0, 'growing is no preemption');
   });
 
   test('a prompt that shares one and a half blocks reports what it found by rows', () => {
