@@ -82,8 +82,18 @@ export function headCounts(
       `${checkpoint.path}: hidden_size ${config.hidden_size} is no multiple of num_attention_heads ${heads}, and there is no head_dim`,
     );
   }
-  return { heads, kvHeads, headDim: config.head_dim ?? config.hidden_size / heads };
+  const headDim = config.head_dim ?? config.hidden_size / heads;
+  if (headDim > maxHeadDim) {
+    throw new SluiceError(
+      'checkpoint_unsupported',
+      `${checkpoint.path}: heads of ${headDim} dimensions; ${maxHeadDim} is the most`,
+    );
+  }
+  return { heads, kvHeads, headDim };
 }
+
+/** Some ten times what any model has; rotary tables are made of this length. */
+const maxHeadDim = 4096;
 
 const tokenIds = z.union([z.int().nonnegative(), z.array(z.int().nonnegative())]).nullish();
 

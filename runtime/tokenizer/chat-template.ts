@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import { Template } from '@huggingface/jinja';
+import { Environment, Interpreter, Template } from '@huggingface/jinja';
 import { SluiceError } from '../errors.ts';
 import { readTokenizerConfig, specialTokens, type TokenizerSource } from './definition.ts';
 
@@ -48,7 +48,7 @@ export function loadChatTemplate(source: TokenizerSource): ChatTemplate | undefi
     render(messages, { tools, addGenerationPrompt = true, variables = {} } = {}) {
       const template = (tools !== undefined && parsed.get('tool_use')) || fallback;
       try {
-        return template.render({
+        return renderBounded(template, {
           ...tokens,
           ...variables,
           messages: messages.map((message) => knownRole(message, text)),
@@ -70,6 +70,43 @@ export function loadChatTemplate(source: TokenizerSource): ChatTemplate | undefi
       }
     },
   };
+}
+
+/** Far beyond any template's own use; a list of so many is still small. */
+const maxRange = 100_000;
+const maxRenderedCharacters = 64 << 20;
+
+function boundedRange(first: number, second?: number, step = 1): number[] {
+  const [start, stop] = second === undefined ? [0, first] : [first, second];
+  if (step === 0) throw new Error('range() step must not be zero');
+  const length = Math.max(0, Math.ceil((stop - start) / step));
+  if (!(length <= maxRange)) throw new Error(`range() of ${length} numbers; ${maxRange} is the most`);
+  return Array.from({ length }, (_, index) => start + index * step);
+}
+
+const timeTemplate = new Template('{{ strftime_now(format) }}');
+
+/** Template.render with a range and a result that cannot fill the memory. */
+function renderBounded(template: Template, variables: Readonly<Record<string, unknown>>): string {
+  const environment = new Environment();
+  const globals: Readonly<Record<string, unknown>> = {
+    true: true,
+    True: true,
+    false: false,
+    False: false,
+    none: null,
+    None: null,
+    range: boundedRange,
+    raise_exception: (message: string) => {
+      throw new Error(message);
+    },
+    strftime_now: (format: string) => timeTemplate.render({ format }),
+  };
+  for (const [name, value] of Object.entries({ ...globals, ...variables })) environment.set(name, value);
+  const { value } = new Interpreter(environment).run(template.parsed) as { value: string };
+  if (value.length > maxRenderedCharacters)
+    throw new Error(`it makes ${value.length} characters; ${maxRenderedCharacters} is the most`);
+  return value;
 }
 
 interface TemplateSource {

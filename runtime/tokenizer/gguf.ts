@@ -62,6 +62,8 @@ const preTokenizers: Readonly<Record<string, PreTokenizer>> = {
 
 const tokenTypes = { unknown: 2, control: 3, userDefined: 4 } as const;
 
+const quote = (value: unknown): string => (JSON.stringify(value) ?? 'undefined').slice(0, 80);
+
 function strings(metadata: Metadata, key: string): readonly string[] | undefined {
   const value = metadata.get(key);
   return Array.isArray(value) && value.every((item) => typeof item === 'string') ? value : undefined;
@@ -109,7 +111,7 @@ function byteLevelModel(
   if (!known) {
     throw new SluiceError(
       'checkpoint_unsupported',
-      `${file}: tokenizer.ggml.pre ${JSON.stringify(pre)} is not known; known are ${Object.keys(preTokenizers).join(', ')}`,
+      `${file}: tokenizer.ggml.pre ${quote(pre)} is not known; known are ${Object.keys(preTokenizers).join(', ')}`,
     );
   }
   const merges = strings(metadata, 'tokenizer.ggml.merges');
@@ -220,7 +222,7 @@ export function tokenizerFromGguf(file: string, metadata: Metadata): TokenizerCo
   else {
     throw new SluiceError(
       'checkpoint_unsupported',
-      `${file}: tokenizer.ggml.model ${JSON.stringify(kind)} is not known; gpt2 and llama are`,
+      `${file}: tokenizer.ggml.model ${quote(kind)} is not known; gpt2 and llama are`,
     );
   }
 

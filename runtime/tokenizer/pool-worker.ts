@@ -4,6 +4,7 @@ import { type ErrorCode, SluiceError } from '../errors.ts';
 import { type ChatMessage, loadChatTemplate, type RenderOptions } from './chat-template.ts';
 import type { TokenizerSource } from './definition.ts';
 import { loadTokenizer } from './hugging-face.ts';
+import { withTimeLimit } from './time-limit.ts';
 
 export type PoolJob =
   | { readonly kind: 'texts'; readonly texts: readonly string[]; readonly addSpecialTokens: boolean }
@@ -22,9 +23,14 @@ const tokenizer = loadTokenizer(source);
 const template = loadChatTemplate(source);
 
 function run(job: PoolJob): number[][] {
-  if (job.kind === 'texts') return job.texts.map((text) => tokenizer.encode(text, job));
+  if (job.kind === 'texts') {
+    const length = job.texts.reduce((sum, text) => sum + text.length, 0);
+    return withTimeLimit(length, () => job.texts.map((text) => tokenizer.encode(text, job)));
+  }
+  const { messages, options } = job;
+  const length = messages.reduce((sum, message) => sum + message.content.length, 0);
   // Jobs of chats come only from a pool that has a template.
-  return [tokenizer.encode(template!.render(job.messages, job.options), job.options)];
+  return withTimeLimit(length, () => [tokenizer.encode(template!.render(messages, options), options)]);
 }
 
 parentPort!.on('message', ({ id, job }: { id: number; job: PoolJob }) => {

@@ -14,6 +14,7 @@ import {
 import type { TokenizerSource } from './definition.ts';
 import { loadTokenizer } from './hugging-face.ts';
 import type { PoolAnswer, PoolJob } from './pool-worker.ts';
+import { withTimeLimit } from './time-limit.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
 /** About 15 ms of work; sending it to a thread costs less than that. */
@@ -50,7 +51,8 @@ export class TokenizerPool {
 
   async encodeAll(texts: readonly string[], options: { addSpecialTokens: boolean }): Promise<number[][]> {
     const length = texts.reduce((sum, text) => sum + text.length, 0);
-    if (length <= shortCharacters) return texts.map((text) => this.tokenizer.encode(text, options));
+    if (length <= shortCharacters)
+      return withTimeLimit(length, () => texts.map((text) => this.tokenizer.encode(text, options)));
     return this.#send({ kind: 'texts', texts, ...options });
   }
 
@@ -59,7 +61,8 @@ export class TokenizerPool {
     messages: readonly ChatMessage[],
     options: RenderOptions & { addSpecialTokens: boolean },
   ): Promise<number[]> {
-    if (this.template === undefined)
+    const { template } = this;
+    if (template === undefined)
       throw new SluiceError(
         'request_invalid',
         'messages: this model has no chat template; use /v1/completions with a prompt',
@@ -67,7 +70,7 @@ export class TokenizerPool {
       );
     const length = messages.reduce((sum, message) => sum + message.content.length, 0);
     if (length <= shortCharacters)
-      return this.tokenizer.encode(this.template.render(messages, options), options);
+      return withTimeLimit(length, () => this.tokenizer.encode(template.render(messages, options), options));
     return (await this.#send({ kind: 'chat', messages, options }))[0]!;
   }
 
