@@ -6,6 +6,7 @@ import { apiVersion, kind } from '../operator/api/inference-service.ts';
 import type { AnyObject, JsonObject } from '../operator/api/objects.ts';
 import type { StructuralSchema } from '../operator/api/structural.ts';
 import { operatorOptions } from '../operator/config.ts';
+import { modelsReference } from '../runtime/cli/models.ts';
 import { runtimeReference } from '../runtime/cli/reference.ts';
 import type { Option } from '../runtime/config/options.ts';
 
@@ -19,6 +20,7 @@ export function generatedFiles(): Record<string, string> {
     'docs/reference/inference-service.md': apiReference(crd),
     'docs/reference/operator.md': operatorReference(),
     'docs/reference/runtime.md': runtimeReference(),
+    'docs/reference/models.md': modelsReference(),
   };
 }
 

@@ -157,7 +157,7 @@ test('any change of any bytes is a typed error or a success, quickly', () => {
         assert.ok(error instanceof SluiceError, String(error));
       }
     }),
-    { numRuns: 2000 },
+    { numRuns: 10_000 },
   );
 });
 
