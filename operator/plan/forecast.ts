@@ -51,20 +51,26 @@ export interface ForecastInput {
 }
 
 const secondsOfTurn = 5;
-/** Nothing has moved for so long: longer than any wait for capacity that is worth waiting for here. */
-const restSeconds = 3600;
 const maxTurns = 2000;
 
+/** At rest: settled, or nothing has moved for longer than a pod without a node is waited for. What fails later, fails. */
 export function forecast(input: ForecastInput): Forecast {
   const stage = new Stage(input);
+  const restSeconds = 60 + 1.5 * waitSecondsOf(input.world.service);
   let stillSeconds = 0;
   for (let turn = 0; turn < maxTurns && stillSeconds < restSeconds; turn++) {
     const moved = stage.reconcile();
-    const seconds = moved ? secondsOfTurn : Math.max(secondsOfTurn, Math.min(stage.requeueSeconds, 600));
+    const seconds = moved
+      ? secondsOfTurn
+      : Math.max(secondsOfTurn, Math.min(stage.requeueSeconds, restSeconds));
     stillSeconds = stage.turn(seconds) || moved ? 0 : stillSeconds + seconds;
     if (stage.isSettled) break;
   }
   return stage.result();
+}
+
+function waitSecondsOf({ spec }: AnyObject): number {
+  return spec.rollout?.capacity?.waitSeconds ?? 120;
 }
 
 /** The world in motion. */
