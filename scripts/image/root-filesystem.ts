@@ -120,11 +120,15 @@ function resolvePackage(packages: object, from: string, name: string): string | 
 }
 
 const onnxruntimeLibrary = /^node_modules\/onnxruntime-node\/bin\/napi-v\d+\/linux\/x64\/libonnxruntime\.so/;
-const notNeeded =
-  /\.(d\.[cm]?ts|map|md|markdown|ts|flow|cc|h|c|txt|html|gz)$|\/(tests?|docs?|examples?|vendor|src\/.*\.(cc|h))\/|\/musl_x64\//i;
+const notNeeded = /\.(d\.[cm]?ts|map|md|markdown|ts|flow|cc|h|c|txt|html|gz)$/i;
+/** Folders at the top of a package. */
+const foldersNotNeeded = ['test', 'tests', 'doc', 'docs', 'example', 'examples', 'vendor', 'musl_x64'];
 
 function packageFiles(folder: string): string[] {
-  const files = filesIn(folder, (name) => name !== 'node_modules');
+  const files = filesIn(
+    folder,
+    (name, within) => name !== 'node_modules' && !(within === folder && foldersNotNeeded.includes(name)),
+  );
   if (folder === 'node_modules/onnxruntime-node')
     return files.filter((file) => onnxruntimeLibrary.test(file) || file.endsWith('/package.json'));
   return files.filter((file) => /licen[cs]e[^/]*$/i.test(file) || !notNeeded.test(file));
@@ -146,11 +150,12 @@ function sharedLibraries(program: string): string[] {
   return [...output.matchAll(/(?:=> |^\s*)(\/\S+) \(0x/gm)].map((match) => match[1]!);
 }
 
-function filesIn(folder: string, enter: (name: string) => boolean = () => true): string[] {
+/** `enter` is asked for each folder, with the one that it lies in. */
+function filesIn(folder: string, enter: (name: string, within: string) => boolean = () => true): string[] {
   return readdirSync(path.join(root, folder), { withFileTypes: true })
     .flatMap((entry) => {
       const file = `${folder}/${entry.name}`;
-      if (entry.isDirectory()) return enter(entry.name) ? filesIn(file, enter) : [];
+      if (entry.isDirectory()) return enter(entry.name, folder) ? filesIn(file, enter) : [];
       return entry.isFile() ? [file] : [];
     })
     .sort();
