@@ -38,6 +38,8 @@ export const errorTable = {
   body_too_large: { httpStatus: 413, exitCode: 1, type: 'invalid_request_error' },
   /** The queue is full; Retry-After says when to come back. */
   overloaded: { httpStatus: 429, exitCode: 1, type: 'rate_limit_error' },
+  /** The request took longer than the server allows. */
+  timed_out: { httpStatus: 504, exitCode: 1, type: 'server_error' },
   /** Loading, draining or failed: this pod cannot take the request. */
   unavailable: { httpStatus: 503, exitCode: 1, type: 'server_error' },
   /** A thread of the engine died or ONNX Runtime failed. */

@@ -13,6 +13,7 @@ import type { Backend, LoadingProgress } from '../serve/backend.ts';
 import type { TokenizerSource } from '../tokenizer/definition.ts';
 import { tokenizerFromGguf } from '../tokenizer/gguf.ts';
 import { TokenizerPool } from '../tokenizer/pool.ts';
+import { longestTokenBytes } from '../tokenizer/token-bound.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { openCheckpoint } from '../weights/open.ts';
 import type { WeightQuantization } from '../weights/quantize.ts';
@@ -21,6 +22,8 @@ import { locateModel } from './locate-model.ts';
 export interface LoadModelHooks {
   onProgress(progress: LoadingProgress): void;
   onWarning(message: string): void;
+  /** The engine has died, after it was loaded. */
+  onFailure?(error: SluiceError): void;
 }
 
 /** Throws SluiceError: whatever is wrong with the checkpoint, the devices or the memory. */
@@ -28,7 +31,8 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
   const source = { ...(await locateModel(config, hooks)), ...weightQuantization(config) };
   const checkpoint = openCheckpoint(source.path, source);
   checkWish(checkpoint, config);
-  const tokenizer = new TokenizerPool(tokenizerSource(source.path, checkpoint));
+  const words = tokenizerSource(source.path, checkpoint);
+  const tokenizer = new TokenizerPool(words);
   const llm = await LLM.load(
     tokenizer.tokenizer,
     {
@@ -52,7 +56,7 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
     },
     hooks,
   );
-  return new LlmBackend(llm, tokenizer, samplingDefaults(checkpoint));
+  return new LlmBackend(llm, tokenizer, longestTokenBytes(words), samplingDefaults(checkpoint));
 }
 
 /** tokenizer.json where there is one; else what the GGUF's metadata says. */
@@ -63,12 +67,19 @@ function tokenizerSource(place: string, { path: file, metadata }: Checkpoint): T
 
 class LlmBackend implements Backend {
   readonly tokenizer: TokenizerPool;
+  readonly longestTokenBytes: number | undefined;
   readonly samplingDefaults: Partial<SamplingParameters>;
   readonly #llm: LLM;
 
-  constructor(llm: LLM, tokenizer: TokenizerPool, defaults: Partial<SamplingParameters>) {
+  constructor(
+    llm: LLM,
+    tokenizer: TokenizerPool,
+    longest: number | undefined,
+    defaults: Partial<SamplingParameters>,
+  ) {
     this.#llm = llm;
     this.tokenizer = tokenizer;
+    this.longestTokenBytes = longest;
     this.samplingDefaults = defaults;
   }
 

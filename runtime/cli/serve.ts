@@ -52,6 +52,13 @@ async function serve(argv: readonly string[]): Promise<void> {
         view.update(progress);
       },
       onWarning: (message) => log.warn(message),
+      onFailure: (error) => {
+        log.fatal({ reason: error.message }, 'the engine has failed: ending, so that it is started anew');
+        server.fail(failureSeenMs).then(() => {
+          flush();
+          exitWith(error);
+        }, exitWith);
+      },
     });
     view.end();
     server.ready(backend);
@@ -63,6 +70,9 @@ async function serve(argv: readonly string[]): Promise<void> {
     exitWith(error);
   }
 }
+
+/** Time for probes to see the failure, and for those who waited to be told. */
+const failureSeenMs = 3000;
 
 /** The folder's own name, and the path as it was given, which other servers use; the latter first for a hub model. */
 function defaultNames(modelPath: string): string[] {

@@ -20,6 +20,8 @@ export interface LoadedEngine {
 export interface LoadHooks {
   onProgress(progress: LoadProgress): void;
   onWarning(message: string): void;
+  /** The engine has failed while no step ran. */
+  onFailure(error: SluiceError): void;
 }
 
 /** Runs until told to close or until the engine fails; the failure is the last message. */
@@ -30,12 +32,14 @@ export async function runEngineThread(
   load: (hooks: LoadHooks) => Promise<LoadedEngine>,
 ): Promise<void> {
   const send = (message: FromEngine) => port.postMessage(message);
+  let thread: EngineThread | undefined;
   try {
     const { engine, eosTokenIds } = await load({
       onProgress: (progress) => send({ type: 'progress', progress }),
       onWarning: (message) => send({ type: 'warning', message }),
+      onFailure: (error) => thread?.fail(error),
     });
-    const thread = new EngineThread(
+    thread = new EngineThread(
       port,
       statistics,
       engine,
@@ -65,6 +69,12 @@ class EngineThread {
 
   listen(): void {
     this.#port.on('message', (message: ToEngine) => this.#receive(message));
+  }
+
+  /** Says why and ends. */
+  fail(error: unknown): void {
+    sendFailure(this.#port, error);
+    this.#close();
   }
 
   #receive(message: ToEngine): void {
@@ -103,8 +113,7 @@ class EngineThread {
       this.#publish();
       if (report !== undefined) this.#send({ type: 'report', ...report });
     } catch (error) {
-      sendFailure(this.#port, error);
-      this.#close();
+      this.fail(error);
       return;
     }
     this.#wake();

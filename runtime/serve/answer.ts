@@ -3,6 +3,7 @@
  * server's shutdown and errors before and after the first byte are handled here, the same for every route.
  */
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import { SluiceError } from '../errors.ts';
 import type { GenerationRequest } from '../generation.ts';
 import type { Backend } from './backend.ts';
 import type { ServerContext } from './context.ts';
@@ -12,24 +13,21 @@ import { EventStream } from './sse.ts';
 
 export type Send = (chunk: unknown) => Promise<void>;
 
-/** Aborts when the client goes away; `leave` ends the request's account. */
-export function enterRequest(
-  context: ServerContext,
-  reply: FastifyReply,
-): { signal: AbortSignal; leave(): void } {
-  const controller = context.lifecycle.enter();
-  const onClose = () => {
-    if (!reply.raw.writableFinished) controller.abort();
-  };
-  reply.raw.on('close', onClose);
-  return {
-    signal: controller.signal,
-    leave: () => {
-      reply.raw.off('close', onClose);
-      context.lifecycle.leave(controller);
-    },
-  };
+/** The backend that a generating request is for. Throws SluiceError `unavailable`, or `overloaded` when too many wait. */
+export function backendFor({ config, lifecycle }: ServerContext): Backend {
+  const backend = lifecycle.backend();
+  const { requestsWaiting } = backend.load();
+  // The engine says so too, but only after the prompt has been tokenised.
+  if (requestsWaiting >= config.maxQueueSize)
+    throw new SluiceError(
+      'overloaded',
+      `${requestsWaiting} requests are waiting and at most ${config.maxQueueSize} may: try again later`,
+    );
+  return backend;
 }
+
+/** A stream on which nothing has been said for so long says that it lives: proxies close silent connections. */
+const keepAliveMs = 15_000;
 
 export interface StreamForm {
   /** Called with the first event of any choice, before anything else is sent. */
@@ -39,8 +37,8 @@ export interface StreamForm {
 }
 
 /**
- * Streams an answer as server-sent events. Until the first event nothing is sent, so an early error still has its
- * status; a later one is an event of its own.
+ * Streams an answer as server-sent events. Until the first event, or the first sign of life, nothing is sent, so
+ * an early error still has its status; a later one is an event of its own.
  */
 export async function streamAnswer(
   context: ServerContext,
@@ -48,9 +46,9 @@ export async function streamAnswer(
   request: FastifyRequest,
   reply: FastifyReply,
   requests: readonly GenerationRequest[],
-  signal: AbortSignal,
   form: StreamForm,
 ): Promise<void> {
+  const { signal, usage } = request.account;
   let stream: EventStream | undefined;
   const open = (): EventStream => {
     if (stream === undefined) {
@@ -62,13 +60,16 @@ export async function streamAnswer(
     }
     return stream;
   };
-  const listener = form.listener((chunk) => open().send(chunk));
+  const keepAlive = setInterval(() => open().keepAlive(), keepAliveMs);
+  const listener = form.listener((chunk) => {
+    keepAlive.refresh();
+    return open().send(chunk);
+  });
   try {
-    const usage = await runGeneration(backend, requests, context.metrics, signal, listener);
+    await runGeneration(backend, requests, context.metrics, signal, listener, usage);
     for (const chunk of form.ending(usage)) await open().send(chunk);
     await open().send('[DONE]');
     stream?.end();
-    logEnd(request, usage);
   } catch (error) {
     if (stream === undefined) throw error;
     const known = userError(error);
@@ -76,9 +77,7 @@ export async function streamAnswer(
     else request.log.info({ reason: known.message }, 'stream ended early');
     await stream.send(errorBody(known));
     stream.end();
+  } finally {
+    clearInterval(keepAlive);
   }
-}
-
-export function logEnd(request: FastifyRequest, usage: Usage): void {
-  request.log.debug({ ...usage }, 'answered');
 }

@@ -13,11 +13,13 @@ import { SluiceError } from '../errors.ts';
 import { ApiKeys } from './api-keys.ts';
 import type { ServerContext } from './context.ts';
 import { errorBody, userError } from './error-body.ts';
+import { openAccount } from './request-account.ts';
 import { registerChatCompletions } from './routes/chat-completions.ts';
 import { registerCompletions } from './routes/completions.ts';
 import { registerHealth } from './routes/health.ts';
 import { registerModels } from './routes/models.ts';
 import { registerTokenize } from './routes/tokenize.ts';
+import { traceContext } from './trace-context.ts';
 
 /** Retry-After of a 503, in seconds. */
 const retrySeconds = 2;
@@ -30,11 +32,13 @@ export function createApi(context: ServerContext, log: Logger): FastifyInstance 
   const { config, lifecycle } = context;
   const keys = config.apiKeyFile === undefined ? undefined : new ApiKeys(config.apiKeyFile);
   const app = createBase(context, log);
-  app.addHook('onRequest', async (request) => {
+  app.decorateRequest('account');
+  app.addHook('onRequest', async (request, reply) => {
     // The route and not the URL: the router decodes %-escapes before it matches.
     if (!isApi(request.routeOptions.url ?? '')) return;
     keys?.check(request.headers.authorization);
-    if (lifecycle.phase === 'refusing') lifecycle.backend();
+    lifecycle.admit();
+    request.account = openAccount(context, reply);
   });
   app.addHook('onSend', async (_request, reply) => {
     // Kept-alive connections would go on sending here after the proxies have been told otherwise.
@@ -64,7 +68,10 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
   const app = Fastify({
     // The framework's own news are no news; requests get children of the program's log.
     loggerInstance: log.child({}, { level: 'warn' }),
-    childLoggerFactory: (_logger, bindings, options) => log.child(bindings, options),
+    childLoggerFactory: (_logger, bindings, options, request) => {
+      const trace = traceContext(request.headers.traceparent);
+      return log.child(trace === undefined ? bindings : { ...bindings, traceId: trace.traceId }, options);
+    },
     // Requests are logged once, when they end, by the hook below.
     logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: config.maxBodyBytes,
@@ -88,6 +95,8 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
   });
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
+    const trace = traceContext(request.headers.traceparent);
+    if (trace !== undefined) reply.header('traceparent', trace.traceparent);
     // Comes also when the client has gone, unlike the framework's own hook.
     reply.raw.once('close', () => measure(request, reply));
   });
@@ -103,11 +112,24 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
     metrics.httpSeconds.observe({ route }, reply.elapsedTime / 1000);
     const level = isApi(route) ? 'info' : 'debug';
     request.log[level](
-      { method: request.method, route, status, ms: Math.round(reply.elapsedTime) },
+      { method: request.method, route, status, durationMs: Math.round(reply.elapsedTime), ...used(request) },
       'request',
     );
   };
   return app;
+}
+
+/** What a generating request used, for its line in the log. */
+function used({ account }: FastifyRequest): object {
+  if (account === undefined || account.usage.promptTokens === 0) return {};
+  const { promptTokens, cachedTokens, completionTokens, firstTokenMs, finishReasons } = account.usage;
+  return {
+    promptTokens,
+    cachedTokens,
+    completionTokens,
+    ...(firstTokenMs === undefined ? {} : { ttftMs: Math.round(firstTokenMs) }),
+    finishReason: finishReasons.length === 1 ? finishReasons[0] : finishReasons,
+  };
 }
 
 class NotFound extends Error {}

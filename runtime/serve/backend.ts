@@ -11,6 +11,8 @@ export interface Backend {
   readonly tokenizer: TokenizerPool;
   /** Longest sequence in tokens, prompt and answer together. */
   readonly maxLength: number;
+  /** The most bytes of text that one token can stand for; undefined where there is no such bound. */
+  readonly longestTokenBytes: number | undefined;
   /** Ids below this are the model's. */
   readonly vocabulary: number;
   /** What generation_config.json says of sampling; used where a request is silent. */

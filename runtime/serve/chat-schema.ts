@@ -44,6 +44,7 @@ export const chatSchema = z.object({
   max_tokens: maybe(z.int().min(1)),
   logprobs: maybe(z.boolean()),
   top_logprobs: maybe(z.int().min(0).max(20)),
+  best_of: maybe(z.int().min(1).max(20)),
   tools: toolsField,
   tool_choice: maybe(toolChoice).refine(
     (choice) => choice === undefined || choice === 'none' || choice === 'auto',

@@ -35,17 +35,30 @@ export interface Usage {
   promptTokens: number;
   cachedTokens: number;
   completionTokens: number;
+  /** From the start of the run to the first token of any choice. */
+  firstTokenMs: number | undefined;
+  readonly finishReasons: FinishReason[];
 }
 
-/** Resolves with the usage when every choice has finished. Throws the backend's errors, and SluiceError when aborted. */
+export function emptyUsage(): Usage {
+  return {
+    promptTokens: 0,
+    cachedTokens: 0,
+    completionTokens: 0,
+    firstTokenMs: undefined,
+    finishReasons: [],
+  };
+}
+
+/** Fills `usage` in as it goes. Throws the backend's errors, and SluiceError when aborted: the signal's own, if it is one. */
 export async function runGeneration(
   backend: Backend,
   requests: readonly GenerationRequest[],
   metrics: Metrics,
   signal: AbortSignal,
   listener: RunListener,
-): Promise<Usage> {
-  const usage: Usage = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
+  usage: Usage,
+): Promise<void> {
   // One prompt's failure ends the others.
   const failed = new AbortController();
   const anySignal = AbortSignal.any([signal, failed.signal]);
@@ -62,7 +75,11 @@ export async function runGeneration(
   const failures = outcomes.filter((outcome) => outcome.status === 'rejected');
   const first = failures.find(({ reason }) => !isAbort(reason)) ?? failures[0];
   if (first !== undefined) throw first.reason;
-  return usage;
+}
+
+function cutShort({ reason }: AbortSignal): SluiceError {
+  if (reason instanceof SluiceError) return reason;
+  return new SluiceError('unavailable', 'the request was ended before its answer was whole');
 }
 
 const isAbort = (reason: unknown) => reason instanceof SluiceError && reason.code === 'unavailable';
@@ -93,6 +110,7 @@ async function runPrompt(
         const before = lastToken.get(event.choice);
         if (before !== undefined) metrics.interTokenLatency.observe(seconds(before) / event.tokenIds.length);
         else metrics.timeToFirstToken.observe(seconds(start));
+        usage.firstTokenMs ??= performance.now() - start;
         lastToken.set(event.choice, performance.now());
         metrics.completionTokens.inc(event.tokenIds.length);
       }
@@ -100,13 +118,12 @@ async function runPrompt(
       await listener.onDelta({ index: prompt * n + event.choice, prompt, text, tokenIds, logprobs });
     } else {
       usage.completionTokens += event.completionTokens;
+      usage.finishReasons.push(event.reason);
       metrics.finished.inc({ reason: event.reason });
-      if (event.reason === 'abort')
-        throw new SluiceError('unavailable', 'the request was ended before its answer was whole');
+      if (event.reason === 'abort') throw cutShort(signal);
       await listener.onFinish(prompt * n + event.choice, prompt, event.reason, event.stopReason);
     }
   }
-  if (signal.aborted)
-    throw new SluiceError('unavailable', 'the request was ended before its answer was whole');
+  if (signal.aborted) throw cutShort(signal);
   metrics.requestSeconds.observe(seconds(start));
 }

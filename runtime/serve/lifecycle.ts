@@ -46,9 +46,14 @@ export class Lifecycle {
     this.#phase = 'refusing';
   }
 
-  /** The backend, or SluiceError `unavailable` that says why a request cannot be served now. */
+  /** Throws SluiceError `unavailable` when new requests are taken no more. Those that were taken are served. */
+  admit(): void {
+    if (this.#phase === 'refusing') throw new SluiceError('unavailable', 'the server is shutting down');
+  }
+
+  /** The backend, or SluiceError `unavailable` that says why no request can be served now. */
   backend(): Backend {
-    const reason = this.#phase === 'refusing' ? 'the server is shutting down' : this.#notServing();
+    const reason = this.#notServing();
     if (reason !== undefined) throw new SluiceError('unavailable', reason);
     return this.#backend!;
   }

@@ -52,6 +52,13 @@ export const samplingFields = {
     z.record(z.string().regex(/^\d+$/, 'expected token ids as keys'), z.number().min(-100).max(100)),
   ),
   stream: maybe(z.boolean()),
+  priority: maybe(
+    z
+      .int()
+      .min(-(2 ** 31))
+      .max(2 ** 31 - 1),
+  ),
+  cache_salt: maybe(z.string().max(1024)),
   stream_options: maybe(
     z.object({ include_usage: maybe(z.boolean()), include_obfuscation: ignored.optional() }),
   ),

@@ -2,6 +2,7 @@
 import type { z } from 'zod';
 import { SluiceError } from '../errors.ts';
 import { defaultSampling, type SamplingParameters } from '../sampling/parameters.ts';
+import type { Backend } from './backend.ts';
 import type { samplingFields } from './request-schema.ts';
 
 export type SamplingFields = {
@@ -64,6 +65,39 @@ export function checkTokenIds(ids: readonly number[], vocabulary: number, field:
         param: field,
       },
     );
+}
+
+/** Throws SluiceError `request_invalid` where `best_of` and `n` contradict each other. */
+export function checkChoices(body: {
+  readonly n?: number | undefined;
+  readonly best_of?: number | undefined;
+  readonly stream?: boolean | undefined;
+}): void {
+  const { n = 1, best_of: bestOf = n, stream } = body;
+  const param = { param: 'best_of' };
+  if (bestOf < n) throw new SluiceError('request_invalid', `best_of ${bestOf}: less than n, ${n}`, param);
+  if (stream && bestOf > n)
+    throw new SluiceError(
+      'request_invalid',
+      `best_of ${bestOf}: cannot be streamed when it exceeds n, ${n}`,
+      param,
+    );
+}
+
+/** Throws SluiceError `context_exceeded` for a text that cannot fit however it is tokenised: without tokenising it. */
+export function checkTextLength(
+  text: string,
+  { longestTokenBytes, maxLength }: Pick<Backend, 'longestTokenBytes' | 'maxLength'>,
+  field: string,
+): void {
+  // A text has at least as many bytes as UTF-16 units.
+  if (longestTokenBytes === undefined || text.length <= longestTokenBytes * maxLength) return;
+  throw new SluiceError(
+    'context_exceeded',
+    `This model's maximum context length is ${maxLength} tokens; ${field} has ${text.length} characters, which make at ` +
+      `least ${Math.ceil(text.length / longestTokenBytes)} tokens`,
+    { param: field },
+  );
 }
 
 /**

@@ -95,10 +95,16 @@ export class Server {
     return aborted;
   }
 
+  /** After the engine's death: what was in flight has its error, probes fail for `graceMs`, then everything is closed. */
+  async fail(graceMs: number): Promise<void> {
+    await sleep(graceMs);
+    await Promise.all(this.#apps.map((app) => app.close()));
+  }
+
   async #open(app: FastifyInstance, port: number, flag: string): Promise<string> {
     const { host } = this.#context.config;
     try {
-      await app.listen({ host, port });
+      await app.listen({ host, port, backlog });
     } catch (cause) {
       const { code, message } = cause as NodeJS.ErrnoException;
       const reason = code === 'EADDRINUSE' ? 'is in use' : `cannot be listened on: ${message}`;
@@ -114,6 +120,9 @@ export class Server {
     return `http://${name.includes(':') ? `[${name}]` : name}:${opened}`;
   }
 }
+
+/** Connections that may wait to be taken: a thousand clients may come at once. */
+const backlog = 4096;
 
 /** How long aborted requests may take to say so to their clients. */
 const abortMs = 1000;

@@ -33,6 +33,12 @@ export class EventStream {
     });
   }
 
+  /** A comment, which clients pass over. */
+  keepAlive(): void {
+    if (!this.#response.destroyed && !this.#response.writableNeedDrain)
+      this.#response.write(': keep-alive\n\n');
+  }
+
   end(): void {
     if (!this.#response.destroyed) this.#response.end();
   }

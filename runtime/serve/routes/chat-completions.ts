@@ -3,69 +3,68 @@ import type { FastifyInstance } from 'fastify';
 import { SluiceError } from '../../errors.ts';
 import type { FinishReason, GenerationRequest } from '../../generation.ts';
 import type { RenderOptions } from '../../tokenizer/chat-template.ts';
-import { enterRequest, logEnd, streamAnswer } from '../answer.ts';
+import { backendFor, streamAnswer } from '../answer.ts';
 import type { Backend } from '../backend.ts';
 import { type ChatBody, chatSchema, templateMessages } from '../chat-schema.ts';
 import { checkModel, type ServerContext } from '../context.ts';
 import { type RunListener, runGeneration } from '../generation-run.ts';
 import { parseBody } from '../request-schema.ts';
-import { answerLimit, samplingParameters } from '../sampling-request.ts';
+import { answerLimit, checkChoices, checkTextLength, samplingParameters } from '../sampling-request.ts';
 import { TokenNames } from '../token-text.ts';
 import { usageBody } from './completions.ts';
 
 export function registerChatCompletions(app: FastifyInstance, context: ServerContext): void {
   app.post('/v1/chat/completions', async (request, reply) => {
-    const backend = context.lifecycle.backend();
+    const backend = backendFor(context);
     const body = parseBody(chatSchema, request.body, (field) =>
       request.log.warn({ field }, 'unknown field ignored'),
     );
     checkModel(context, body.model);
     checkCombinations(body);
-    const { signal, leave } = enterRequest(context, reply);
-    try {
-      const prompt = await backend.tokenizer.encodeChat(templateMessages(body.messages), {
-        ...renderOptions(body, backend),
-        addSpecialTokens: false,
-      });
-      const requests = [generationRequest(backend, body, prompt, request.id)];
-      const head = {
-        id: `chatcmpl-${request.id}`,
-        created: Math.floor(Date.now() / 1000),
-        model: body.model,
-        system_fingerprint: `sluice-${context.version}`,
-        service_tier: 'default',
-      };
-      if (body.stream) {
-        const includeUsage = body.stream_options?.include_usage === true;
-        const chunk = (choices: readonly object[], usage: object | null = null) => ({
-          ...head,
-          object: 'chat.completion.chunk',
-          choices,
-          ...(includeUsage ? { usage } : {}),
-        });
-        await streamAnswer(context, backend, request, reply, requests, signal, {
-          listener: (send) => chunkListener(backend, body, prompt, (choice) => send(chunk([choice]))),
-          ending: (usage) => (includeUsage ? [chunk([], usageBody(usage))] : []),
-        });
-        return reply;
-      }
-      const answer = new ChatAnswer(backend, body);
-      const usage = await runGeneration(backend, requests, context.metrics, signal, answer.listener());
-      logEnd(request, usage);
-      return {
+    const { signal, usage } = request.account;
+    const messages = templateMessages(body.messages);
+    // Templates may leave earlier messages out, and trim; the last one always counts.
+    checkTextLength(messages.at(-1)!.content.trim(), backend, 'messages');
+    const prompt = await backend.tokenizer.encodeChat(messages, {
+      ...renderOptions(body, backend),
+      addSpecialTokens: false,
+    });
+    const requests = [generationRequest(backend, body, prompt, request.id)];
+    const head = {
+      id: `chatcmpl-${request.id}`,
+      created: Math.floor(Date.now() / 1000),
+      model: body.model,
+      system_fingerprint: `sluice-${context.version}`,
+      service_tier: 'default',
+    };
+    if (body.stream) {
+      const includeUsage = body.stream_options?.include_usage === true;
+      const chunk = (choices: readonly object[], usage: object | null = null) => ({
         ...head,
-        object: 'chat.completion',
-        choices: answer.choices(),
-        ...(body.return_token_ids ? { prompt_token_ids: prompt } : {}),
-        usage: usageBody(usage),
-      };
-    } finally {
-      leave();
+        object: 'chat.completion.chunk',
+        choices,
+        ...(includeUsage ? { usage } : {}),
+      });
+      await streamAnswer(context, backend, request, reply, requests, {
+        listener: (send) => chunkListener(backend, body, prompt, (choice) => send(chunk([choice]))),
+        ending: (usage) => (includeUsage ? [chunk([], usageBody(usage))] : []),
+      });
+      return reply;
     }
+    const answer = new ChatAnswer(backend, body);
+    await runGeneration(backend, requests, context.metrics, signal, answer.listener(), usage);
+    return {
+      ...head,
+      object: 'chat.completion',
+      choices: answer.choices(),
+      ...(body.return_token_ids ? { prompt_token_ids: prompt } : {}),
+      usage: usageBody(usage),
+    };
   });
 }
 
 function checkCombinations(body: ChatBody): void {
+  checkChoices(body);
   if (body.top_logprobs !== undefined && body.top_logprobs > 0 && !body.logprobs)
     throw new SluiceError(
       'request_invalid',
@@ -115,12 +114,14 @@ function generationRequest(
     newer === undefined ? 'max_tokens' : 'max_completion_tokens',
   );
   const logprobs = body.logprobs ? (body.top_logprobs ?? 0) : undefined;
-  const route = { maxTokens, bestOf: body.n ?? 1, logprobs, promptLogprobs: undefined };
+  const route = { maxTokens, bestOf: body.best_of ?? body.n ?? 1, logprobs, promptLogprobs: undefined };
   return {
     id,
     prompt,
     sampling: samplingParameters(body, route, backend.samplingDefaults),
     stop: body.stop ?? [],
+    priority: body.priority ?? 0,
+    cacheSalt: body.cache_salt ?? '',
     skipSpecialTokens: body.skip_special_tokens ?? true,
   };
 }

@@ -2,13 +2,19 @@
 import type { FastifyInstance } from 'fastify';
 import { SluiceError } from '../../errors.ts';
 import type { FinishReason, GenerationRequest, TokenLogprob } from '../../generation.ts';
-import { enterRequest, logEnd, streamAnswer } from '../answer.ts';
+import { backendFor, streamAnswer } from '../answer.ts';
 import type { Backend } from '../backend.ts';
 import { type CompletionBody, completionSchema } from '../completion-schema.ts';
 import { checkModel, type ServerContext } from '../context.ts';
 import { type RunListener, runGeneration, type Usage } from '../generation-run.ts';
 import { parseBody } from '../request-schema.ts';
-import { answerLimit, checkTokenIds, samplingParameters } from '../sampling-request.ts';
+import {
+  answerLimit,
+  checkChoices,
+  checkTextLength,
+  checkTokenIds,
+  samplingParameters,
+} from '../sampling-request.ts';
 import { type CompletionLogprobs, TokenNames } from '../token-text.ts';
 
 /** OpenAI's default for max_tokens here. */
@@ -16,60 +22,46 @@ const defaultAnswerTokens = 16;
 
 export function registerCompletions(app: FastifyInstance, context: ServerContext): void {
   app.post('/v1/completions', async (request, reply) => {
-    const backend = context.lifecycle.backend();
+    const backend = backendFor(context);
     const body = parseBody(completionSchema, request.body, (field) =>
       request.log.warn({ field }, 'unknown field ignored'),
     );
     checkModel(context, body.model);
     checkCombinations(body);
-    const { signal, leave } = enterRequest(context, reply);
-    try {
-      const prompts = await promptIds(backend, body);
-      const requests = prompts.map((prompt, index) =>
-        generationRequest(backend, body, prompt, `${request.id}-${index}`),
-      );
-      const writer = new CompletionWriter(context, backend, body, prompts, request.id);
-      if (body.stream) {
-        await streamAnswer(context, backend, request, reply, requests, signal, {
-          listener: (send) => writer.listener(async (choice) => send(writer.chunk([choice]))),
-          ending: (usage) =>
-            body.stream_options?.include_usage ? [{ ...writer.chunk([]), usage: usageBody(usage) }] : [],
-        });
-        return reply;
-      }
-      const choices = new ChoiceCollector();
-      const usage = await runGeneration(
-        backend,
-        requests,
-        context.metrics,
-        signal,
-        writer.listener(async (choice) => choices.add(choice)),
-      );
-      logEnd(request, usage);
-      return {
-        ...writer.chunk(choices.inOrder()),
-        ...(body.return_token_ids && prompts.length === 1 ? { prompt_token_ids: prompts[0] } : {}),
-        usage: usageBody(usage),
-      };
-    } finally {
-      leave();
+    const { signal, usage } = request.account;
+    const prompts = await promptIds(backend, body);
+    const requests = prompts.map((prompt, index) =>
+      generationRequest(backend, body, prompt, `${request.id}-${index}`),
+    );
+    const writer = new CompletionWriter(context, backend, body, prompts, request.id);
+    if (body.stream) {
+      await streamAnswer(context, backend, request, reply, requests, {
+        listener: (send) => writer.listener(async (choice) => send(writer.chunk([choice]))),
+        ending: (usage) =>
+          body.stream_options?.include_usage ? [{ ...writer.chunk([]), usage: usageBody(usage) }] : [],
+      });
+      return reply;
     }
+    const choices = new ChoiceCollector();
+    await runGeneration(
+      backend,
+      requests,
+      context.metrics,
+      signal,
+      writer.listener(async (choice) => choices.add(choice)),
+      usage,
+    );
+    return {
+      ...writer.chunk(choices.inOrder()),
+      ...(body.return_token_ids && prompts.length === 1 ? { prompt_token_ids: prompts[0] } : {}),
+      usage: usageBody(usage),
+    };
   });
 }
 
 function checkCombinations(body: CompletionBody): void {
-  const { n = 1, best_of: bestOf = n, stream } = body;
-  if (bestOf < n)
-    throw new SluiceError('request_invalid', `best_of ${bestOf}: less than n, ${n}`, { param: 'best_of' });
-  if (stream && bestOf > n)
-    throw new SluiceError(
-      'request_invalid',
-      `best_of ${bestOf}: cannot be streamed when it exceeds n, ${n}`,
-      {
-        param: 'best_of',
-      },
-    );
-  if (body.stream_options !== undefined && !stream)
+  checkChoices(body);
+  if (body.stream_options !== undefined && !body.stream)
     throw new SluiceError('request_invalid', 'stream_options: allowed only with stream: true', {
       param: 'stream_options',
     });
@@ -78,6 +70,7 @@ function checkCombinations(body: CompletionBody): void {
 async function promptIds(backend: Backend, body: CompletionBody): Promise<readonly number[][]> {
   const { prompt } = body;
   const options = { addSpecialTokens: body.add_special_tokens ?? true };
+  if ('texts' in prompt) for (const text of prompt.texts) checkTextLength(text, backend, 'prompt');
   const prompts = 'ids' in prompt ? prompt.ids : await backend.tokenizer.encodeAll(prompt.texts, options);
   prompts.forEach((ids, index) => {
     const field = prompts.length === 1 ? 'prompt' : `prompt[${index}]`;
@@ -110,6 +103,8 @@ function generationRequest(
     prompt,
     sampling: samplingParameters(body, route, backend.samplingDefaults),
     stop: body.stop ?? [],
+    priority: body.priority ?? 0,
+    cacheSalt: body.cache_salt ?? '',
     skipSpecialTokens: body.skip_special_tokens ?? true,
   };
 }

@@ -14,6 +14,7 @@ export type Script = (request: GenerationRequest, signal: AbortSignal) => AsyncI
 export class ScriptedBackend implements Backend {
   readonly tokenizer = new TokenizerPool(tiny);
   readonly maxLength = 64;
+  readonly longestTokenBytes = 16;
   readonly vocabulary = 2048;
   readonly samplingDefaults = {};
   readonly details = { architecture: 'scripted' };
