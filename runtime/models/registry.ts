@@ -26,8 +26,24 @@ export const architectures: readonly Architecture[] = [
   gemma2,
 ];
 
+/** Keys by which configurations count the experts of a layer. */
+const expertKeys = ['num_local_experts', 'num_experts', 'n_routed_experts', 'moe_num_experts'];
+
+/** A dense model's builder would misread, or not find, the layers of a mixture of experts. */
+function refuseExperts({ path, config, tensors }: CheckpointConfig): void {
+  const key = expertKeys.find((name) => typeof config[name] === 'number' && config[name] > 1);
+  const tensor = [...tensors.keys()].find((name) => /\.experts\.|\.block_sparse_moe\./.test(name));
+  if (key === undefined && tensor === undefined) return;
+  const sign = key === undefined ? `it has the tensor "${tensor}"` : `${key} is ${config[key]}`;
+  throw new SluiceError(
+    'checkpoint_unsupported',
+    `${path}: mixtures of experts are not supported (${sign}); dense models are`,
+  );
+}
+
 /** Throws SluiceError `checkpoint_unsupported` for an unknown architecture, `checkpoint_invalid` for a wrong one. */
 export function parseModel(checkpoint: CheckpointConfig): Model {
+  refuseExperts(checkpoint);
   const names = checkpoint.config.architectures;
   const known = architectures.map(({ name }) => name).join(', ');
   if (!Array.isArray(names) || typeof names[0] !== 'string') {

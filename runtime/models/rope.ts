@@ -83,7 +83,7 @@ interface Basis {
 
 /** Throws SluiceError: an unknown kind is `checkpoint_unsupported`, a missing key `checkpoint_invalid`. */
 export function parseRope(path: string, config: RopeKeys, facts: RopeFacts): RopeSpec {
-  const scaling: Scaling = config.rope_parameters ?? config.rope_scaling ?? {};
+  const scaling = oneScaling(path, config.rope_parameters ?? config.rope_scaling ?? {});
   const kind = scaling.rope_type ?? scaling.type ?? 'default';
   const share = scaling.partial_rotary_factor ?? config.partial_rotary_factor ?? 1;
   const rotaryDim = Math.floor(facts.headDim * share);
@@ -118,6 +118,23 @@ export function parseRope(path: string, config: RopeKeys, facts: RopeFacts): Rop
       return value;
     },
   });
+}
+
+/** Newer configurations may say it for each kind of layer; what is said must be the same for all. */
+function oneScaling(path: string, scaling: Scaling): Scaling {
+  const layered = Object.values(scaling).filter(
+    (value) => typeof value === 'object' && !Array.isArray(value),
+  );
+  const first = layered.find((value) => value !== null);
+  if (first === undefined) return scaling;
+  const parsed = scalingSchema.safeParse(first);
+  if (!parsed.success || layered.some((value) => JSON.stringify(value) !== JSON.stringify(first))) {
+    throw new SluiceError(
+      'checkpoint_unsupported',
+      `${path}: rope_parameters differ between kinds of layers (${Object.keys(scaling).slice(0, 4).join(', ')}); the same for all are expected`,
+    );
+  }
+  return parsed.data;
 }
 
 const kinds: Readonly<Record<string, (basis: Basis) => RopeSpec>> = {
@@ -203,7 +220,9 @@ function yarn(basis: Basis): RopeSpec {
     const ramp = Math.min(1, Math.max(0, (pair - low) / (high - low)));
     return (frequency / factor) * ramp + frequency * (1 - ramp);
   });
-  return fixed(basis, frequencies, attentionFactor);
+  // The configuration's own length is often the one before it is stretched.
+  const stretched = basis.originalMaxLength === undefined ? 0 : Math.floor(original * factor);
+  return fixed({ ...basis, maxLength: Math.max(basis.maxLength, stretched) }, frequencies, attentionFactor);
 }
 
 /** A divisor for each frequency, worked out beforehand: what a GGUF holds (rope_freqs.weight). */

@@ -31,6 +31,18 @@ const refused: readonly (readonly [string, Checkpoint, RegExp, string?])[] = [
     /MambaForCausalLM is not known; known are LlamaForCausalLM, Mistral/,
     'checkpoint_unsupported',
   ],
+  [
+    'a mixture of experts under a known name',
+    withConfig({ num_local_experts: 8 }),
+    /mixtures of experts are not supported \(num_local_experts is 8\)/,
+    'checkpoint_unsupported',
+  ],
+  [
+    'a mixture of experts of an unknown architecture',
+    withConfig({ architectures: ['Qwen2MoeForCausalLM'], num_experts: 60 }),
+    /mixtures of experts are not supported/,
+    'checkpoint_unsupported',
+  ],
   ['no architecture', withConfig({ architectures: undefined }), /no architectures: expected a list/],
   ['a missing size', withConfig({ hidden_size: undefined }), /hidden_size: .*it is missing/],
   ['a size that is text', withConfig({ num_hidden_layers: '2' }), /num_hidden_layers: .*received "2"/],
@@ -145,6 +157,39 @@ test('rope parameters are read under their old and new names', () => {
     half,
   );
   assert.deepEqual(frequencies({ rope_scaling: { rope_type: 'default' } }), plain);
+});
+
+test('rope parameters by kind of layer are read where all are the same', () => {
+  const theta = (full: number, sliding: number) =>
+    parseModel(
+      withConfig({
+        rope_theta: undefined,
+        rope_parameters: {
+          full_attention: { rope_type: 'default', rope_theta: full },
+          sliding_attention: { rope_type: 'default', rope_theta: sliding },
+        },
+      }),
+    ).spec.rope.table(0).inverseFrequencies[1]!;
+  assert.ok(Math.abs(theta(160_000, 160_000) - 0.05) < 1e-12);
+  assert.throws(() => theta(10_000, 1_000_000), /rope_parameters differ between kinds of layers/);
+});
+
+// By hand from _compute_yarn_parameters: 8 dimensions turn 512 / (2 pi) radians 32 times and once at 0.41 and 1.91 of the
+// pairs, so the ramp is 0, 1/2, 1, 1.
+test('yarn blends plain and stretched frequencies as transformers does', () => {
+  const { rope } = parseModel(
+    withConfig({
+      max_position_embeddings: 512,
+      rope_scaling: { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 512 },
+    }),
+  ).spec;
+  const { inverseFrequencies, attentionFactor } = rope.table(rope.variant(10));
+  const expected = [1, 0.1 * (0.5 + 0.5 / 4), 0.01 / 4, 0.001 / 4];
+  expected.forEach((frequency, pair) => {
+    assert.ok(Math.abs(inverseFrequencies[pair]! - frequency) < 1e-12, `pair ${pair}`);
+  });
+  assert.ok(Math.abs(attentionFactor - 1.138629436) < 1e-9);
+  assert.equal(rope.maxLength, 2048);
 });
 
 test('dynamic scaling changes nothing up to the original length, and the base beyond it', () => {
