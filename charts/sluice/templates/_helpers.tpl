@@ -57,3 +57,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [events]
   verbs: [create, patch]
 {{- end }}
+
+{{- /* Not by kubeVersion of Chart.yaml: a Helm that was built without release flags takes v1.20.0 for the version where it asks no
+cluster, and would render nothing. */ -}}
+{{- define "sluice.checkKubernetes" -}}
+{{- $version := .Capabilities.KubeVersion.Version -}}
+{{- if and (ne $version "v1.20.0") (semverCompare "<1.30.0-0" $version) -}}
+{{- fail (printf "Kubernetes %s is too old: Sluice needs 1.30 or later (the preStop sleep of its pods)" $version) -}}
+{{- end -}}
+{{- end }}

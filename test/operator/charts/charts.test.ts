@@ -36,6 +36,14 @@ const types: Readonly<Record<string, ResourceType>> = {
   RoleBinding: rbac('RoleBinding', 'rolebindings', true),
   Service: resources.services,
   Deployment: resources.deployments,
+  PodDisruptionBudget: resources.podDisruptionBudgets,
+  NetworkPolicy: {
+    group: 'networking.k8s.io',
+    version: 'v1',
+    kind: 'NetworkPolicy',
+    plural: 'networkpolicies',
+    namespaced: true,
+  },
   CustomResourceDefinition: resources.customResourceDefinitions,
 };
 
@@ -52,6 +60,7 @@ const wrongValues: Record<string, [set: string, says: RegExp]> = {
   'an unknown log level': ['logLevel=loud', /logLevel/],
   'no workers': ['workers=0', /workers/],
   'a namespace that can be none': ['watchNamespaces={A_B}', /watchNamespaces/],
+  'a port that is none': ['networkPolicy.operator.apiServerPorts={0}', /apiServerPorts/],
 };
 for (const [name, [set, says]] of Object.entries(wrongValues)) {
   test(`values are refused: ${name}`, (t) => {
@@ -60,6 +69,23 @@ for (const [name, [set, says]] of Object.entries(wrongValues)) {
     assert.match(stderr, says);
   });
 }
+
+test('a Kubernetes that is too old is refused with the version that is needed', (t) => {
+  const { code, stderr } = helm(t, ['template', 'sluice', 'sluice', '--kube-version=1.29.4']);
+  assert.notEqual(code, 0);
+  assert.match(stderr, /Kubernetes v1\.29\.4 is too old: Sluice needs 1\.30 or later/);
+});
+
+test('there is a PodDisruptionBudget where there is more than one operator, and PodMonitors where asked for', (t) => {
+  const kinds = (...args: string[]) => renderChart(t, 'sluice', args).map((object) => object.kind);
+  assert.ok(kinds().includes('PodDisruptionBudget'));
+  assert.ok(!kinds('--set=replicas=1').includes('PodDisruptionBudget'));
+  const monitors = renderChart(t, 'sluice', ['--set=metrics.podMonitor.enabled=true']).filter(
+    (object) => object.kind === 'PodMonitor',
+  );
+  const ports = monitors.map((object) => object.spec.podMetricsEndpoints[0].port);
+  assert.deepEqual(ports, ['metrics', 'http']);
+});
 
 test('the chart of definitions holds the CRD as it is generated, kept on uninstall', (t) => {
   const [crd, ...rest] = renderChart(t, 'sluice-crds');
@@ -70,7 +96,12 @@ test('the chart of definitions holds the CRD as it is generated, kept on uninsta
 
 const renderings: Record<string, string[]> = {
   'as it comes': [],
-  'two replicas': ['--set=replicas=2'],
+  'one replica': ['--set=replicas=1'],
+  'network policies for models': [
+    '--set=networkPolicy.runtime.namespaces={default,kube-public},networkPolicy.operator.apiServerPorts={443,6443}',
+    '--set=networkPolicy.runtime.from[0].namespaceSelector.matchLabels.team=a',
+    '--set=networkPolicy.operator.from[0].podSelector.matchLabels.app=prometheus',
+  ],
   'some namespaces': ['--set=watchNamespaces={default,kube-public}'],
   'everything set': [
     '--set=image.repository=registry.example/op,image.tag=v1,runtimeImage=registry.example/rt:1,logLevel=debug',
