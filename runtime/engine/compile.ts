@@ -11,6 +11,8 @@ import { OrtValue } from '../ort/value.ts';
 export interface CompileOptions {
   readonly customOps: readonly CustomOpDomain[];
   readonly threads: number;
+  /** Where the session writes a trace of its nodes. */
+  readonly profilePrefix?: string;
 }
 
 /** Owns the session and the files that its weights lie in. */
@@ -18,7 +20,7 @@ export class CompiledGraph implements Disposable {
   readonly session: Session;
   readonly #files: readonly MappedFile[];
 
-  constructor(graph: PreparedGraph, { customOps, threads }: CompileOptions) {
+  constructor(graph: PreparedGraph, { customOps, threads, profilePrefix }: CompileOptions) {
     const files = new Map<string, MappedFile>();
     const shared = new Map<string, OrtValue>();
     const copied = new Map<string, OrtValue>();
@@ -40,6 +42,7 @@ export class CompiledGraph implements Disposable {
         // What fails is thrown; ORT need not print it too.
         logSeverity: 4,
         customOps,
+        ...(profilePrefix === undefined ? {} : { profilePrefix }),
         sharedInitializers: shared,
         copiedInitializers: copied,
       });

@@ -15,8 +15,9 @@ import { shareMemory, ThreadCollective } from './collective/thread-collective.ts
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
 import type { KvDType } from './kernels/paged-attention.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
-import { logitTileRows, type Rank } from './rank.ts';
-import { type CheckpointSource, loadRank, openSource, type RankLoad } from './rank-loader.ts';
+import { chooseRowInt8Limit, type PrefillWeights } from './many-row-weights.ts';
+import { logitTileRows, manyRowsFrom, type Rank } from './rank.ts';
+import { type CheckpointSource, loadRank, openSource, type RankLoad, type RankSizes } from './rank-loader.ts';
 import { type RankThread, startRank } from './rank-threads.ts';
 import { messageCapacity, type StepLimits, writeMessage } from './step-message.ts';
 
@@ -39,6 +40,10 @@ export interface EngineOptions {
   readonly cacheDir?: string | undefined;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
+  /** Whether steps of many rows have int8 weights of their own (many-row-weights.ts). Default: auto. */
+  readonly prefillWeights?: PrefillWeights;
+  /** Where each rank writes a trace of its nodes, for tools: files `<prefix>-rank<rank>-<graph>_<date>.json` when closed. */
+  readonly profilePrefix?: string;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly onWarning?: (message: string) => void;
   /**
@@ -77,6 +82,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     broadcastWords: messageCapacity(limits),
     spin: plan.spin,
   });
+  const quantizedCompute = options.quantizedCompute ?? 'int8';
   const load: RankLoad = {
     checkpoint: options.checkpoint,
     ranks,
@@ -84,7 +90,14 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     limits,
     kvDType: options.kvDType ?? 'float32',
     cacheDir: options.cacheDir ?? null,
-    quantizedCompute: options.quantizedCompute ?? 'int8',
+    quantizedCompute,
+    rowInt8Limit: chooseRowInt8Limit(
+      options.prefillWeights ?? 'auto',
+      checkpoint,
+      quantizedCompute,
+      availableBytes(),
+    ),
+    profilePrefix: options.profilePrefix ?? null,
     logits: new SharedArrayBuffer(logitTileRows * spec.vocabulary * 4),
   };
   const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);
@@ -99,7 +112,9 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   try {
     const loaded = await loadRank(load, 0, collective, options);
     const others = await Promise.all(threads.map((thread) => thread.loaded));
-    const blockBytes = others.reduce((sum, bytes) => sum + bytes, loaded.blockBytes);
+    const total = (of: (sizes: RankSizes) => number): number =>
+      [loaded, ...others].reduce((sum, sizes) => sum + of(sizes), 0);
+    const blockBytes = total((sizes) => sizes.blockBytes);
     const pool = sizePool(options, limits, blockBytes);
     if (pool.maxLength < limits.maxLength) {
       options.onWarning?.(
@@ -122,6 +137,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       ranks,
       kvBytes: pool.blockCount * blockBytes,
       weightBytes: checkpoint.weightBytes,
+      prefillWeightBytes: total((sizes) => sizes.manyRowBytes),
     };
     engine = new RankedEngine(info, limits, rank, collective, threads, load.logits, spec.rope);
     engine.warmUp();
@@ -207,13 +223,12 @@ class RankedEngine implements Engine {
     this.#rowIndices = new Int32Array(limits.maxStepTokens);
   }
 
-  /** Two steps on the first block, whose content nobody uses yet: code is compiled and weights are touched. */
+  /** Steps of each kind on the first block, whose content nobody uses yet: code is compiled and weights are touched. */
   warmUp(): void {
-    for (let step = 0; step < 2; step++) {
-      this.step(
-        { slices: [{ tokens: [0], position: 0, blocks: [0], logits: 'last' }], copies: [] },
-        () => {},
-      );
+    const most = Math.min(manyRowsFrom, this.#limits.blockTokens, this.#limits.maxStepTokens);
+    for (const count of [1, most, 1, most]) {
+      const slice = { tokens: new Int32Array(count), position: 0, blocks: [0], logits: 'all' } as const;
+      this.step({ slices: [slice], copies: [] }, () => {});
     }
   }
 

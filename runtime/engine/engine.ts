@@ -51,7 +51,10 @@ export interface EngineInfo {
   readonly maxBatchSize: number;
   readonly ranks: number;
   readonly kvBytes: number;
+  /** Of the weights as the checkpoint stores them. */
   readonly weightBytes: number;
+  /** Of the int8 copy of the weights for steps of many rows; 0 without one. */
+  readonly prefillWeightBytes: number;
 }
 
 export interface Engine {

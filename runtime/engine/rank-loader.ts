@@ -28,8 +28,15 @@ export type CheckpointSource =
   | ({ readonly path: string } & OpenOptions)
   | { readonly module: string; readonly argument: unknown };
 
+/** A thread opens a source once: reading a GGUF's vocabulary again takes as long as the first time. */
+const opened = new WeakMap<CheckpointSource, Checkpoint>();
+
 export async function openSource(source: CheckpointSource): Promise<Checkpoint> {
-  if ('path' in source) return openCheckpoint(source.path, source);
+  if ('path' in source) {
+    const checkpoint = opened.get(source) ?? openCheckpoint(source.path, source);
+    opened.set(source, checkpoint);
+    return checkpoint;
+  }
   const { openCheckpoint: make } = (await import(source.module)) as {
     openCheckpoint(argument: unknown): Checkpoint;
   };
@@ -45,13 +52,21 @@ export interface RankLoad {
   readonly kvDType: KvDType;
   readonly cacheDir: string | null;
   readonly quantizedCompute: QuantizedCompute;
+  /** Weights for steps of many rows are quantized to -limit .. limit; null: there are none. */
+  readonly rowInt8Limit: number | null;
+  readonly profilePrefix: string | null;
   /** [logitTileRows, vocabulary] float32. */
   readonly logits: SharedArrayBuffer;
 }
 
-export interface LoadedRank {
+export interface RankSizes {
   /** Bytes of one KV block on this rank, in all layers. */
   readonly blockBytes: number;
+  /** Bytes of the weights in their form for many rows. */
+  readonly manyRowBytes: number;
+}
+
+export interface LoadedRank extends RankSizes {
   /** Makes the KV pool; the rank is then ready for steps. */
   start(blockCount: number): Rank;
 }
@@ -76,6 +91,7 @@ export async function loadRank(
     ranks,
     cacheDir: load.cacheDir,
     quantizedCompute: load.quantizedCompute,
+    rowInt8Limit: load.rowInt8Limit ?? undefined,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
   });
@@ -83,14 +99,26 @@ export async function loadRank(
   const state: StepState = { tokens: 0, attention: undefined };
   const ops = new CustomOpDomain('sluice', [pagedAttentionOp(layers, state), allReduceOp(collective, state)]);
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
-  onProgress?.({ phase: 'compile', done: 0, total: 2 });
-  const body = new CompiledGraph(prepared.body, options);
-  onProgress?.({ phase: 'compile', done: 1, total: 2 });
-  const head = new CompiledGraph(prepared.head, options);
-  onProgress?.({ phase: 'compile', done: 2, total: 2 });
+  const { manyRows } = prepared;
+  const graphs = { body: prepared.body, head: prepared.head, manyRows: manyRows?.body };
+  const total = manyRows === null ? 2 : 3;
+  let done = 0;
+  const compile = (name: keyof typeof graphs): CompiledGraph => {
+    onProgress?.({ phase: 'compile', done: done++, total });
+    const { profilePrefix: prefix } = load;
+    return new CompiledGraph(graphs[name]!, {
+      ...options,
+      ...(prefix === null ? {} : { profilePrefix: `${prefix}-rank${rank}-${name}` }),
+    });
+  };
+  const body = compile('body');
+  const head = compile('head');
+  const manyRowsBody = manyRows === null ? null : compile('manyRows');
+  onProgress?.({ phase: 'compile', done, total });
   const { vocabulary } = prepared.shard;
   return {
     blockBytes: layers.reduce((sum, shape) => sum + pageBytes(shape, limits.blockTokens, kvDType), 0),
+    manyRowBytes: manyRows?.bytes ?? 0,
     start(blockCount) {
       state.attention = new PagedAttention({
         layers,
@@ -104,6 +132,7 @@ export async function loadRank(
         collective,
         body,
         head,
+        manyRowsBody,
         customOps: ops,
         attention: state.attention,
         rope: new RopeAngles(model.spec.rope),

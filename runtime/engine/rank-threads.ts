@@ -5,7 +5,7 @@ import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { type ErrorCode, SluiceError } from '../errors.ts';
 import type { SharedCollective } from './collective/thread-collective.ts';
-import type { RankLoad } from './rank-loader.ts';
+import type { RankLoad, RankSizes } from './rank-loader.ts';
 
 /** What a rank's thread is started with. */
 export interface RankThreadData {
@@ -16,12 +16,12 @@ export interface RankThreadData {
 
 /** What a rank's thread says. Steps need no messages. */
 export type RankMessage =
-  | { readonly kind: 'loaded'; readonly blockBytes: number }
+  | ({ readonly kind: 'loaded' } & RankSizes)
   | { readonly kind: 'failed'; readonly code: ErrorCode; readonly message: string };
 
 export interface RankThread {
-  /** Bytes of one KV block on this rank, once it has loaded. Rejects with SluiceError when it cannot, or dies. */
-  readonly loaded: Promise<number>;
+  /** Settles once it has loaded. Rejects with SluiceError when it cannot, or dies. */
+  readonly loaded: Promise<RankSizes>;
   /** Ends the thread whatever it does; without effect on one that has ended. */
   terminate(): void;
 }
@@ -31,11 +31,11 @@ export function startRank(data: RankThreadData, onEnd: () => void): RankThread {
   // The extension is .ts in the checkout and .js in the package.
   const file = `./rank-worker${path.extname(import.meta.filename)}`;
   const worker = new Worker(new URL(file, import.meta.url), { workerData: data });
-  const loaded = new Promise<number>((resolve, reject) => {
+  const loaded = new Promise<RankSizes>((resolve, reject) => {
     const fail = (code: ErrorCode, message: string, cause?: unknown): void =>
       reject(new SluiceError(code, message, { cause }));
     worker.once('message', (message: RankMessage) => {
-      if (message.kind === 'loaded') resolve(message.blockBytes);
+      if (message.kind === 'loaded') resolve(message);
       else fail(message.code, message.message);
     });
     worker.once('error', (error) => fail('engine_failed', `rank ${data.rank}: ${error.message}`, error));

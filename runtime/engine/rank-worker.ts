@@ -14,7 +14,8 @@ const tell = (message: RankMessage): void => parentPort!.postMessage(message);
 
 try {
   const loaded = await loadRank(load, rank, collective);
-  tell({ kind: 'loaded', blockBytes: loaded.blockBytes });
+  const { blockBytes, manyRowBytes } = loaded;
+  tell({ kind: 'loaded', blockBytes, manyRowBytes });
   const pool = collective.broadcast();
   if (pool !== undefined) {
     using running = loaded.start(pool[0]!);

@@ -15,12 +15,17 @@ import { readMessage } from './step-message.ts';
 /** Logits are made this many rows at a time. */
 export const logitTileRows = 32;
 
+/** From this many rows on, products are faster with weights in the form for many rows. */
+export const manyRowsFrom = 6;
+
 export interface RankOptions {
   readonly collective: Collective;
   /** tokens int32 [tokens] in, hidden [tokens, hiddenSize] out. */
   readonly body: CompiledGraph;
   /** hidden [rows, hiddenSize] in, logits [rows, this rank's share of the vocabulary] out. */
   readonly head: CompiledGraph;
+  /** As `body`, for steps of `manyRowsFrom` rows or more; null: `body` serves all. */
+  readonly manyRowsBody: CompiledGraph | null;
   /** What the sessions' custom ops are registered with. */
   readonly customOps: CustomOpDomain;
   readonly attention: PagedAttention;
@@ -44,9 +49,10 @@ export class Rank implements Disposable {
   readonly #angles: Float32Array;
   readonly #body: Runner;
   readonly #head: Runner;
+  readonly #manyRowsBody: Runner;
 
   constructor(options: RankOptions) {
-    const { body, head, rope, hiddenSize, vocabulary, share, maxStepTokens, logits } = options;
+    const { body, head, manyRowsBody, rope, hiddenSize, vocabulary, share, maxStepTokens, logits } = options;
     this.#options = options;
     this.#tokens = new RowBuffer(new Int32Array(maxStepTokens), 'int32');
     this.#hidden = new RowBuffer(new Float32Array(maxStepTokens * hiddenSize), 'float32', hiddenSize);
@@ -55,7 +61,9 @@ export class Rank implements Disposable {
     const own = share.count === vocabulary ? logits : new Float32Array(logitTileRows * share.count);
     this.#headOutput = new RowBuffer(own, 'float32', share.count);
     this.#angles = new Float32Array(maxStepTokens * rope.rowFloats);
-    this.#body = body.session.prepare(['tokens'], ['hidden']);
+    const prepare = ({ session }: CompiledGraph): Runner => session.prepare(['tokens'], ['hidden']);
+    this.#body = prepare(body);
+    this.#manyRowsBody = manyRowsBody === null ? this.#body : prepare(manyRowsBody);
     this.#head = head.session.prepare(['hidden'], ['logits']);
   }
 
@@ -77,7 +85,8 @@ export class Rank implements Disposable {
     rope.write(plan, this.#angles);
     attention.begin(plan, this.#angles.subarray(0, count * rope.rowFloats));
     state.tokens = count;
-    this.#body.run([this.#tokens.value(count)], [this.#hidden.value(count)]);
+    const runner = count < manyRowsFrom ? this.#body : this.#manyRowsBody;
+    runner.run([this.#tokens.value(count)], [this.#hidden.value(count)]);
     const hidden = this.#hidden.memory;
     for (let first = 0; first < logitRows.length; first += logitTileRows) {
       const rows = Math.min(logitTileRows, logitRows.length - first);
@@ -107,6 +116,7 @@ export class Rank implements Disposable {
     for (const buffer of [this.#tokens, this.#hidden, this.#headInput, this.#headOutput]) buffer.close();
     this.#options.body.close();
     this.#options.head.close();
+    this.#options.manyRowsBody?.close();
     this.#options.customOps.close();
   }
 

@@ -12,11 +12,12 @@ import { createHash } from 'node:crypto';
 import type { DType } from '../dtype.ts';
 import { dtypeBytes } from '../dtype.ts';
 import type { Initializer } from '../graph/graph.ts';
-import { toOnnx } from '../graph/onnx.ts';
+import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import type { Model, ModelSpec } from './model.ts';
 import { forgetRead } from './quantized-weight.ts';
 import { RankGraph } from './rank-graph.ts';
+import { forgetRowInt8 } from './row-int8-weight.ts';
 import { planShards, type Shard, type ShardUnits } from './shard.ts';
 import {
   openWeightCache,
@@ -47,6 +48,11 @@ export interface PreparedRank {
   readonly body: PreparedGraph;
   /** `hidden` float32 [rows, hidden] to `logits` float32 [rows, shard.vocabulary]. */
   readonly head: PreparedGraph;
+  /**
+   * The body with its products in the form for many rows, and the bytes of the weights in that form; null when it is not
+   * wanted. The head has none: what it rounds would go straight into the logits.
+   */
+  readonly manyRows: { readonly body: PreparedGraph; readonly bytes: number } | null;
 }
 
 export interface PrepareOptions {
@@ -60,6 +66,8 @@ export interface PrepareOptions {
   readonly onProgress?: (done: number, total: number) => void;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
+  /** Also make a body for many rows, its weights quantized to -limit .. limit. */
+  readonly rowInt8Limit?: number | undefined;
 }
 
 /** How products with quantized weights are computed: with activations quantized per block, or in float32. */
@@ -74,7 +82,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
   const shard = planShards(model.spec, ranks, shardUnits(model.spec, checkpoint))[rank]!;
   const quantizedCompute = options.quantizedCompute ?? 'int8';
   const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
-  const graph = (name: 'body' | 'head'): RankGraph => {
+  const graph = (name: 'body' | 'head', limit?: number): OnnxModel => {
     const rankGraph = new RankGraph(name, {
       spec: model.spec,
       shard,
@@ -83,19 +91,30 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
       // The head of a quantized model is often stored plain: as float32 it would take more memory, and more time a
       // token, than many layers.
       ...(name === 'head' && quantized && quantizedCompute === 'int8' ? { plainBits: 8 as const } : {}),
+      ...(limit === undefined ? {} : { rowInt8Limit: limit }),
     });
     if (name === 'body') model.buildBody(rankGraph);
     else model.buildHead(rankGraph);
-    return rankGraph;
+    return toOnnx(rankGraph.builder.build());
   };
-  const body = toOnnx(graph('body').builder.build());
-  const head = toOnnx(graph('head').builder.build());
-  const placed = placeWeights([...body.external, ...head.external], checkpoint, options);
-  const prepared = ({ bytes, external }: typeof body): PreparedGraph => ({
+  const stored = [graph('body'), graph('head')] as const;
+  const { rowInt8Limit: limit } = options;
+  const many = limit === undefined ? null : graph('body', limit);
+  const external = [...stored, ...(many === null ? [] : [many])].flatMap((each) => each.external);
+  const placed = placeWeights(external, checkpoint, options);
+  const prepared = ({ bytes, external }: OnnxModel): PreparedGraph => ({
     onnx: bytes,
     weights: external.map((initializer) => placed.get(initializer)!),
   });
-  return { shard, body: prepared(body), head: prepared(head) };
+  const bytes = (many?.external ?? [])
+    .filter(({ type }) => type.dtype === 'int8')
+    .reduce((sum, initializer) => sum + initializerBytes(initializer), 0);
+  return {
+    shard,
+    body: prepared(stored[0]),
+    head: prepared(stored[1]),
+    manyRows: many && { body: prepared(many), bytes },
+  };
 }
 
 /** The smallest block that the kernels for quantized weights take; plain weights are cut so too. */
@@ -119,15 +138,20 @@ export function shardUnits(
   return { intermediate: block, smallest: smallestUnit, kvHeads };
 }
 
+function initializerBytes({ type }: Initializer): number {
+  return (type.shape as readonly number[]).reduce(
+    (product, length) => product * length,
+    dtypeBytes[type.dtype],
+  );
+}
+
 function placeWeights(
   initializers: readonly Initializer[],
   checkpoint: Checkpoint,
   options: PrepareOptions,
 ): ReadonlyMap<Initializer, PreparedWeight> {
-  const size = ({ type }: Initializer): number =>
-    (type.shape as readonly number[]).reduce((product, length) => product * length, dtypeBytes[type.dtype]);
   const small = (initializer: Initializer): boolean =>
-    initializer.source.costly !== true && size(initializer) <= smallBytes;
+    initializer.source.costly !== true && initializerBytes(initializer) <= smallBytes;
   // A name that both graphs have stands for the same bytes: a table that is looked up in and multiplied with.
   const named = new Map(initializers.map((initializer) => [initializer.name, initializer]));
   const toCache = [...named.values()].filter(
@@ -136,7 +160,7 @@ function placeWeights(
   const cached = cacheWeights(
     toCache.map((initializer) => ({
       name: initializer.name,
-      bytes: size(initializer),
+      bytes: initializerBytes(initializer),
       chunks: () => initializer.source.chunks?.() ?? [initializer.source.read()],
     })),
     checkpoint,
@@ -178,6 +202,7 @@ function cacheWeights(
     return openWeightCache(request) ?? writeWeightCache(request, warn, onProgress ?? (() => {}));
   } finally {
     forgetRead();
+    forgetRowInt8();
   }
 }
 

@@ -10,12 +10,14 @@ import type { Value } from '../graph/graph.ts';
 import { allReduce } from '../graph/ops/custom.ts';
 import { cast } from '../graph/ops/elementwise.ts';
 import { linear } from '../graph/ops/linear.ts';
+import { type QuantizedRows, quantizeRows } from '../graph/ops/row-int8.ts';
 import { gather } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { quantizeTensor } from '../weights/quantize.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
 import type { ModelSpec } from './model.ts';
 import { hasQuantizedRows, quantizedProjection, quantizedRows } from './quantized-weight.ts';
+import { rowInt8Projection } from './row-int8-weight.ts';
 import type { Range, Shard } from './shard.ts';
 import { rangeSize } from './shard.ts';
 
@@ -45,6 +47,8 @@ export interface RankGraphOptions {
   readonly quantizedCompute: 'int8' | 'float32';
   /** In how many bits plain matrices are multiplied, in blocks of 32; absent: as they are. */
   readonly plainBits?: 4 | 8;
+  /** Every product in the form for many rows (row-int8-weight.ts), with this limit; absent: as the weights are stored. */
+  readonly rowInt8Limit?: number;
 }
 
 /** Equal where the bytes are, also in two graphs of a rank. */
@@ -57,6 +61,7 @@ export class RankGraph {
   readonly spec: ModelSpec;
   readonly shard: Shard;
   readonly #options: RankGraphOptions;
+  readonly #quantizedRows = new Map<Value, QuantizedRows>();
   #reductions = 0;
 
   constructor(name: string, options: RankGraphOptions) {
@@ -104,6 +109,11 @@ export class RankGraph {
     const columns = cut.columns ?? { start: 0, end: cut.shape[1] };
     const biasValue = bias === null ? null : this.vector(bias);
     const weight = cutName(cut.tensor, rows, columns);
+    const { rowInt8Limit: limit } = this.#options;
+    if (limit !== undefined) {
+      const projection = { tensor: stored, weight, rows, columns, bias: biasValue, limit };
+      return rowInt8Projection(this.builder, name, this.#quantized(x), projection);
+    }
     const { plainBits, quantizedCompute } = this.#options;
     const narrow = stored.kind === 'dense' && plainBits !== undefined;
     const blocks = narrow ? quantizeTensor(stored, { bits: plainBits, blockSize: 32 }) : stored;
@@ -125,6 +135,16 @@ export class RankGraph {
       cutSource(blocks, rows, columns),
     );
     return linear(this.builder, name, x, value, biasValue);
+  }
+
+  /** The rows of a value, quantized once for all products with it. */
+  #quantized(x: Value): QuantizedRows {
+    let rows = this.#quantizedRows.get(x);
+    if (rows === undefined) {
+      rows = quantizeRows(this.builder, `${x.name}.bytes`, x);
+      this.#quantizedRows.set(x, rows);
+    }
+    return rows;
   }
 
   /** The sum over ranks; `partial` is null on a rank that has no part, and `like` gives the shape there. */

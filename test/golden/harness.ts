@@ -45,6 +45,8 @@ export interface GoldenRun {
   readonly maxBatchSize?: number;
   readonly maxStepTokens?: number;
   readonly quantizedCompute?: 'int8' | 'float32';
+  readonly prefillWeights?: 'auto' | 'int8' | 'none';
+  readonly kvDType?: 'float32' | 'bfloat16' | 'int8';
 }
 
 export function openGolden(run: GoldenRun): Promise<Engine> {
@@ -56,6 +58,8 @@ export function openGolden(run: GoldenRun): Promise<Engine> {
     blockTokens: run.blockTokens ?? 16,
     maxLength: 256,
     ...(run.quantizedCompute === undefined ? {} : { quantizedCompute: run.quantizedCompute }),
+    ...(run.prefillWeights === undefined ? {} : { prefillWeights: run.prefillWeights }),
+    ...(run.kvDType === undefined ? {} : { kvDType: run.kvDType }),
   });
 }
 

@@ -21,14 +21,24 @@ for (const name of cases) {
     });
   }
 
-  test(`${name} stays near the reference with int8 activations`, async () => {
-    const engine = await openGolden({ name, ranks: 1, quantizedCompute: 'int8' });
-    try {
-      const difference = meanLogprobDifference(engine, readGolden(name));
-      assert.ok(difference <= 0.1, `log-probabilities differ by ${difference} on average, at most 0.1`);
-      assert.ok(difference > 0, 'int8 products cannot be exact: float32 ones were used');
-    } finally {
-      engine.close();
-    }
-  });
+  const forms = [
+    { title: 'int8 activations', prefillWeights: 'none', most: 0.1 },
+    { title: 'int8 weights and activations for many rows', prefillWeights: 'auto', most: 0.2 },
+  ] as const;
+  for (const { title, prefillWeights, most } of forms) {
+    test(`${name} stays near the reference with ${title}`, async () => {
+      const engine = await openGolden({ name, ranks: 1, quantizedCompute: 'int8', prefillWeights });
+      try {
+        assert.equal(engine.info.prefillWeightBytes > 0, prefillWeights === 'auto');
+        const difference = meanLogprobDifference(engine, readGolden(name));
+        assert.ok(
+          difference <= most,
+          `log-probabilities differ by ${difference} on average, at most ${most}`,
+        );
+        assert.ok(difference > 0, 'int8 products cannot be exact: float32 ones were used');
+      } finally {
+        engine.close();
+      }
+    });
+  }
 }

@@ -44,6 +44,7 @@ export class ReferenceEngine implements Engine {
       ranks: 1,
       kvBytes: 0,
       weightBytes: 0,
+      prefillWeightBytes: 0,
     };
     const { ropeLimit } = options;
     if (ropeLimit !== undefined) {
