@@ -35,6 +35,8 @@ export const quantizedComputes = ['int8', 'float32'] as const;
 
 export const kvCacheDTypes = ['float32', 'bfloat16', 'int8'] as const;
 
+export const prefillWeightForms = ['auto', 'int8', 'none'] as const;
+
 export const logLevels = ['debug', 'info', 'warn', 'error'] as const;
 
 /** `auto`, or one rank for each CPU index given. */
@@ -160,6 +162,18 @@ export const runtimeOptions = {
     example: 'float32',
     default: 'int8',
     spec: 'quantizedCompute',
+  }),
+  prefillWeights: option({
+    flag: 'prefill-weights',
+    kind: 'string',
+    schema: z.enum(prefillWeightForms),
+    group: 'Model',
+    description:
+      'A copy of the weights in int8 for steps of six rows and more, prefill above all: faster and less exact. auto makes it for quantized weights computed in int8, where it takes at most a quarter of the free memory; int8 makes it always; none never.',
+    form: `one of ${prefillWeightForms.join(', ')}`,
+    example: 'none',
+    default: 'auto',
+    spec: 'prefillWeights',
   }),
   devices: option({
     flag: 'devices',

@@ -23,6 +23,7 @@ export const fieldEffects: Readonly<Record<string, FieldEffect>> = {
   image: 'new revision',
   'runtime.quantizationBlockSize': 'new revision',
   'runtime.quantizedCompute': 'new revision',
+  'runtime.prefillWeights': 'new revision',
   'runtime.threads': 'new revision',
   'runtime.maxBatchSize': 'new revision',
   'runtime.maxLength': 'new revision',

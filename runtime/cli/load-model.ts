@@ -45,6 +45,7 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
       blockTokens: config.kvCachePageSize,
       cacheDir: config.cacheDir,
       quantizedCompute: config.quantizedCompute,
+      prefillWeights: config.prefillWeights,
       kvBytes: config.kvCacheMemory,
       kvDType: config.kvCacheDType,
       prefixCaching: config.enablePrefixCaching,
