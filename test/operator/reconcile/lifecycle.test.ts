@@ -148,10 +148,7 @@ const edits: Record<string, { patch: object; shows?: (template: any) => unknown;
     { runtime: { quantizedCompute: 'float32' } },
     '--quantized-compute=float32',
   ),
-  'runtime.prefillWeights': arg(
-    { runtime: { prefillWeights: 'none' } },
-    '--prefill-weights=none',
-  ),
+  'runtime.prefillWeights': arg({ runtime: { prefillWeights: 'none' } }, '--prefill-weights=none'),
   'runtime.threads': arg({ runtime: { threads: 1 } }, '--threads=1'),
   'runtime.maxBatchSize': arg({ runtime: { maxBatchSize: 4 } }, '--max-batch-size=4'),
   'runtime.maxLength': arg({ runtime: { maxLength: 128 } }, '--max-length=128'),
