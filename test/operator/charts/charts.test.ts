@@ -13,7 +13,7 @@ import { controlPlane } from '../../support/control-plane.ts';
 import { helm, renderChart } from '../../support/helm.ts';
 import { installCrd, ServiceUnderTest } from '../../support/inference-services.ts';
 import { startOperator, until } from '../../support/operator-process.ts';
-import { pretendKubelet } from '../../support/pretend-kubelet.ts';
+import { type PodLook, pretendKubelet, ready } from '../../support/pretend-kubelet.ts';
 
 const rbac = (kind: string, plural: string, namespaced: boolean): ResourceType => ({
   group: 'rbac.authorization.k8s.io',
@@ -189,7 +189,9 @@ for (const scope of ['all namespaces', 'one namespace'] as const) {
     const since = await plane.auditMark();
     const kubelet = scope === 'one namespace' ? [`--watch-namespaces=${namespace}`] : [];
     const operator = await startOperator(t, kubeconfig, ['--namespace=sluice-system', ...kubelet]);
-    pretendKubelet(t, client, namespace);
+    pretendKubelet(t, client, namespace, (pod) =>
+      pod.metadata.labels?.['sluice.dev/role'] === 'resolve' ? answered(pod) : ready(pod),
+    );
     await exercise(t, client, namespace);
     await operator.end();
 
@@ -238,12 +240,38 @@ async function exercise(_t: TestContext, client: any, namespace: string): Promis
     });
   }
   await service.ready();
-  // A reason that repeats is counted on its Event.
+  // A reason that repeats is counted on its Event; the budget for disruptions comes, is repaired, and goes.
   for (const replicas of [2, 1, 2, 1]) {
     await service.edit({ replicas });
     await service.ready();
+    if (replicas === 1) continue;
+    const budget = { namespace, name: 'chat' };
+    const other = { minAvailable: 1, maxUnavailable: null };
+    await client.mergePatch(resources.podDisruptionBudgets, budget, { spec: other });
+    await until('the budget is repaired', async () => {
+      const { spec }: KubeObject = await client.get(resources.podDisruptionBudgets, budget);
+      return spec.minAvailable === undefined && spec.maxUnavailable === 1;
+    });
   }
+  await service.edit({ model: { updatePolicy: 'Pinned' } });
+  await until('the model is looked up', async () => (await service.get()).status.model?.commit !== undefined);
+  await service.ready();
 }
+
+/** A Job's pod that has looked a model up. */
+const answered: PodLook = () => ({
+  phase: 'Succeeded',
+  containerStatuses: [
+    {
+      name: 'runtime',
+      image: 'x',
+      imageID: '',
+      ready: false,
+      restartCount: 0,
+      state: { terminated: { exitCode: 0, message: JSON.stringify({ commit: 'sha256:0' }) } },
+    },
+  ],
+});
 
 function isAsBefore(before: KubeObject, now: KubeObject): boolean {
   return JSON.stringify(before.spec) === JSON.stringify(now.spec);
