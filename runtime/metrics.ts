@@ -9,6 +9,18 @@ export interface LoadSnapshot {
   readonly requestsWaiting: number;
   readonly kvBlocksUsed: number;
   readonly kvBlocksTotal: number;
+  readonly kvBlockTokens: number;
+  readonly kvBytes: number;
+  readonly weightBytes: number;
+  readonly prefillWeightBytes: number;
+  /** Since the start, as those that follow but the last. */
+  readonly prefixHitTokens: number;
+  readonly preemptions: number;
+  readonly steps: number;
+  readonly stepSequences: number;
+  readonly stepSeconds: number;
+  /** Sequences in the last step. */
+  readonly batchSize: number;
 }
 
 export interface Metrics {
@@ -24,6 +36,14 @@ export interface Metrics {
   readonly requestSeconds: Histogram;
   readonly contentType: string;
   text(): Promise<string>;
+  /** Name, type and help of each, for the documentation. */
+  describe(): Promise<readonly MetricDescription[]>;
+}
+
+export interface MetricDescription {
+  readonly name: string;
+  readonly type: string;
+  readonly help: string;
 }
 
 const stepBuckets = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5];
@@ -65,6 +85,17 @@ export function createMetrics(
         this.set(load === undefined ? 0 : read(load));
       },
     });
+  const counter = (name: string, help: string, read: (load: LoadSnapshot) => number) =>
+    new Counter({
+      name,
+      help,
+      registers,
+      collect() {
+        const load = snapshot();
+        this.reset();
+        if (load !== undefined) this.inc(read(load));
+      },
+    });
   gauge('sluice_requests_running', 'Sequences that are being run', (load) => load.requestsRunning);
   gauge('sluice_requests_waiting', 'Sequences that wait for their turn', (load) => load.requestsWaiting);
   gauge(
@@ -73,6 +104,49 @@ export function createMetrics(
     (load) => load.kvBlocksUsed,
   );
   gauge('sluice_kv_blocks_total', 'Blocks of the KV cache', (load) => load.kvBlocksTotal);
+  gauge('sluice_kv_cache_usage_ratio', 'Part of the KV cache that running sequences hold, 0 to 1', (load) =>
+    load.kvBlocksTotal === 0 ? 0 : load.kvBlocksUsed / load.kvBlocksTotal,
+  );
+  gauge('sluice_kv_cache_bytes', 'Size of the KV cache', (load) => load.kvBytes);
+  gauge('sluice_weight_bytes', 'Weights as the checkpoint stores them', (load) => load.weightBytes);
+  gauge(
+    'sluice_prefill_weight_bytes',
+    'A copy of the weights for steps of many rows; 0 without one',
+    (load) => load.prefillWeightBytes,
+  );
+  gauge('sluice_batch_size', 'Sequences in the last step', (load) => load.batchSize);
+  counter(
+    'sluice_prefix_hit_tokens_total',
+    'Tokens of prompts that sequences found in the KV cache',
+    (load) => load.prefixHitTokens,
+  );
+  counter(
+    'sluice_preemptions_total',
+    'Sequences that gave up their blocks and were recomputed later',
+    (load) => load.preemptions,
+  );
+  counter('sluice_steps_total', 'Steps of the engine', (load) => load.steps);
+  counter(
+    'sluice_step_sequences_total',
+    'Sequences over all steps; divided by sluice_steps_total, the mean batch size',
+    (load) => load.stepSequences,
+  );
+  counter(
+    'sluice_step_seconds_total',
+    'Time spent in steps; divided by sluice_steps_total, the mean time of one',
+    (load) => load.stepSeconds,
+  );
+  const cacheInfo = new Gauge({
+    name: 'sluice_cache_config_info',
+    help: 'The KV cache, as labels: tokens in a block, and blocks',
+    labelNames: ['block_size', 'num_gpu_blocks'],
+    registers,
+    collect() {
+      const load = snapshot();
+      if (load === undefined) return;
+      cacheInfo.set({ block_size: load.kvBlockTokens, num_gpu_blocks: load.kvBlocksTotal }, 1);
+    },
+  });
   new Gauge({ name: 'sluice_model_info', help: 'The served model', labelNames: ['model'], registers }).set(
     { model: modelNames[0] ?? '' },
     1,
@@ -134,5 +208,7 @@ export function createMetrics(
     }),
     contentType: registry.contentType,
     text: () => registry.metrics(),
+    describe: async () =>
+      (await registry.getMetricsAsJSON()).map(({ name, type, help }) => ({ name, type: String(type), help })),
   };
 }

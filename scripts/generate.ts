@@ -10,7 +10,7 @@ const root = path.resolve(import.meta.dirname, '..');
 const check = process.argv.includes('--check');
 const stale: string[] = [];
 
-for (const [file, text] of Object.entries(generatedFiles())) {
+for (const [file, text] of Object.entries(await generatedFiles())) {
   const target = path.join(root, file);
   if (textOf(target) === text) continue;
   if (check) stale.push(file);

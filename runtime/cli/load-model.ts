@@ -100,12 +100,23 @@ class LlmBackend implements Backend {
   generate: Backend['generate'] = (request, signal) => this.#llm.generate(request, signal);
 
   load() {
-    const { running, waiting, blocksUsed, blocksTotal } = this.#llm.statistics();
+    const { kvBytes, weightBytes, prefillWeightBytes, blockTokens } = this.#llm.info;
+    const { running, waiting, blocksUsed, blocksTotal, stepMs, ...counts } = this.#llm.statistics();
     return {
       requestsRunning: running,
       requestsWaiting: waiting,
       kvBlocksUsed: blocksUsed,
       kvBlocksTotal: blocksTotal,
+      kvBlockTokens: blockTokens,
+      kvBytes,
+      weightBytes,
+      prefillWeightBytes,
+      stepSeconds: stepMs / 1000,
+      prefixHitTokens: counts.prefixHitTokens,
+      preemptions: counts.preemptions,
+      steps: counts.steps,
+      stepSequences: counts.stepSequences,
+      batchSize: counts.batchSize,
     };
   }
 

@@ -38,7 +38,7 @@ export class GenerationLoop {
   readonly #sampler: Sampler;
   readonly #now: () => number;
   readonly #jobs = new Map<number, Job>();
-  readonly #totals = { promptTokens: 0, generatedTokens: 0, steps: 0, stepSequences: 0 };
+  readonly #totals = { promptTokens: 0, generatedTokens: 0, steps: 0, stepSequences: 0, stepMs: 0 };
   #batch = { batchSize: 0, batchTokens: 0 };
   #arrivals = 0;
 
@@ -122,6 +122,7 @@ export class GenerationLoop {
   #run(slices: readonly Slice[], copies: readonly BlockCopy[], report: LoopReport): void {
     const sampled = new Map<number, Sampled[] | SluiceError>();
     const batch = slices.map((slice) => this.#stepSlice(slice));
+    const startedAtMs = this.#now();
     this.#engine.step({ slices: batch, copies }, (index, row, logits) => {
       const slice = slices[index]!;
       this.#rankPrompt(slice.sequence, row, logits);
@@ -129,6 +130,7 @@ export class GenerationLoop {
         sampled.set(index, this.#sample(slice.sequence, logits));
       }
     });
+    this.#totals.stepMs += this.#now() - startedAtMs;
     this.#count(slices);
     slices.forEach((slice, index) => {
       this.#scheduler.commit(slice);

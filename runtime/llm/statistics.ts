@@ -19,6 +19,8 @@ const fields = [
   'steps',
   /** Sequences over all steps: divided by `steps`, the mean batch size. */
   'stepSequences',
+  /** Time spent in steps. */
+  'stepMs',
   /** Of the last step. */
   'batchSize',
   'batchTokens',

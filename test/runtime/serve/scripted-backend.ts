@@ -44,6 +44,16 @@ export class ScriptedBackend implements Backend {
       requestsWaiting: 0,
       kvBlocksUsed: this.running,
       kvBlocksTotal: 64,
+      kvBlockTokens: 8,
+      kvBytes: 65_536,
+      weightBytes: 1000,
+      prefillWeightBytes: 0,
+      prefixHitTokens: 0,
+      preemptions: 0,
+      steps: 0,
+      stepSequences: 0,
+      stepSeconds: 0,
+      batchSize: 0,
     };
   }
 
