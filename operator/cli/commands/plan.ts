@@ -196,6 +196,9 @@ function text(service: PlannedService): string {
     `Pods: ${podsText(pods)}`,
     ...(gpus.perPod === 0 ? [] : [`GPUs: ${gpus.pods} x ${gpus.perPod} ${gpus.resource}; ${gpus.message}`]),
     ...(outcome.decision === undefined ? [] : [`Rollout: ${outcome.decision}`]),
+    ...(outcome.reason === 'Resolving'
+      ? ['What else changes depends on the commit that is looked up first.']
+      : []),
     ...(passes.length === 0 ? [] : [`On the way: ${passes.join(', ')}`]),
     `In the end: ${outcome.ready ? 'Ready' : 'not Ready'} (${outcome.reason}): ${outcome.message}`,
   ].join('\n');
