@@ -93,7 +93,7 @@ test('the perplexity of a fixed text stays within what each way to compute promi
   skip,
 }, async () => {
   const { path: file, metadata } = openCheckpoint(model!);
-  const text = readFileSync(path.join(root, 'CONTRIBUTING.md'), 'utf8');
+  const text = readFileSync(path.join(root, 'LICENSE'), 'utf8');
   const ids = loadTokenizer(tokenizerFromGguf(file, metadata!)).encode(text).slice(0, 512);
   const perplexity = async (...run: Parameters<typeof openEngine>): Promise<number> => {
     const engine = await openEngine(...run);

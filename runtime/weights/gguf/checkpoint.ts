@@ -155,9 +155,11 @@ function floats(tensor: Placed): number[] {
   return [...new Float32Array(readBytes(tensor).buffer)];
 }
 
+/** What most of the layers' bytes are; embedding and head are often kept finer, and are most of a small model. */
 function encodingOf(tensors: readonly Placed[]): string {
   const bytes = new Map<string, number>();
   for (const tensor of tensors) {
+    if (!tensor.name.startsWith('blk.')) continue;
     const name = denseTypes[tensor.type] ?? formatOfType.get(tensor.type)!.name;
     bytes.set(name, (bytes.get(name) ?? 0) + tensor.bytes * (denseTypes[tensor.type] ? 1e-6 : 1));
   }
