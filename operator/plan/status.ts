@@ -283,6 +283,7 @@ function progress(world: World, input: StatusInput): Obstacle {
     : reconciling('Scaling', 'Pods are added or removed until there are as many as asked for');
 }
 
+/** The word about an eviction stays until its pod is replaced: the pod itself, which tells of it, is soon gone. */
 function lossMessage(world: World): string {
   const evicted = world.pods.some((pod) =>
     (pod.status?.conditions ?? []).some(
@@ -290,10 +291,14 @@ function lossMessage(world: World): string {
       (each: any) => each.type === 'DisruptionTarget' && each.status === 'True',
     ),
   );
-  return evicted
-    ? 'A pod was evicted (a node is drained, or a pod of higher priority came), and another one takes its place'
-    : 'Something was lost or changed by hand, and is put right';
+  const said = lastConditions(world).some(
+    (each) => each.type === 'Reconciling' && each.reason === 'Degraded' && each.message === evictionMessage,
+  );
+  return evicted || said ? evictionMessage : 'Something was lost or changed by hand, and is put right';
 }
+
+const evictionMessage =
+  'A pod was evicted (a node is drained, or a pod of higher priority came), and another one takes its place';
 
 /** For the generation that is now: Ready was true, or has already been found lost. */
 function wasSettled(world: World): boolean {

@@ -25,6 +25,7 @@ export async function gpuNodes(
     await heartbeat(client, name, count);
   }
   const seen = new Map<string, string>();
+  const ending = new Map<string, number>();
   let over = false;
   const work = async (): Promise<void> => {
     for (let turn = 1; !over; turn++) {
@@ -32,7 +33,7 @@ export async function gpuNodes(
         for (const [name, count] of Object.entries(gpus)) await heartbeat(client, name, count);
       const { items } = await client.list(resources.pods);
       for (const pod of items)
-        if (pod.spec.nodeName in gpus) await ignoringLosses(() => step(client, pod, nodes, seen));
+        if (pod.spec.nodeName in gpus) await ignoringLosses(() => step(client, pod, nodes, seen, ending));
       await sleep(100);
     }
   };
@@ -45,14 +46,21 @@ export async function gpuNodes(
   return nodes;
 }
 
+const turnsToEnd = 5;
+
 async function step(
   client: KubeClient,
   pod: KubeObject,
   { look }: GpuNodes,
   seen: Map<string, string>,
+  ending: Map<string, number>,
 ): Promise<void> {
   const { name, namespace = '', uid = '', deletionTimestamp } = pod.metadata;
   if (deletionTimestamp !== undefined) {
+    // A container takes its time to end.
+    const turns = (ending.get(uid) ?? 0) + 1;
+    ending.set(uid, turns);
+    if (turns < turnsToEnd) return;
     await client.remove(resources.pods, { namespace, name }, { gracePeriodSeconds: 0, uid });
     return;
   }
