@@ -83,6 +83,69 @@ function run(
   return answers;
 }
 
+/** Runs requests one after another through one cache; `cached` gets the tokens that each found there. */
+function sequence(
+  engine: Engine,
+  requests: readonly { ids: readonly number[]; sampling: Partial<SamplingParameters> }[],
+  cached: number[],
+): number[][] {
+  const shown: Engine = {
+    info: engine.info,
+    step: (batch, onRow) => engine.step(batch, onRow),
+    close: () => {},
+  };
+  const loop = new GenerationLoop(shown, [], defaultLoopOptions, () => 0);
+  return requests.map(({ ids, sampling }, handle) => {
+    loop.submit({
+      handle,
+      prompt: Int32Array.from(ids),
+      sampling: { ...greedy, ...sampling },
+      seed: 1,
+      submittedAtMs: 0,
+      priority: 0,
+      cacheSalt: '',
+    });
+    const tokens: number[] = [];
+    while (!loop.idle) {
+      const report = loop.turn();
+      for (const { id } of report?.tokens ?? []) if (id !== undefined) tokens.push(id);
+      for (const { cachedTokens } of report?.prompts ?? []) cached.push(cachedTokens);
+    }
+    return tokens;
+  });
+}
+
+/** The others whose layers are Llama's but for details: what holds for one policy holds for all. */
+for (const name of ['mistral', 'qwen2', 'qwen3', 'granite', 'olmo2', 'phi3']) {
+  test(`${name}: greedy tokens equal the reference in every policy, on two ranks`, async () => {
+    const folder = folderOf(name);
+    const { prompts } = goldenOf(folder);
+    const many = Array.from({ length: 24 }, (_, i) => prompts[i % prompts.length]!);
+    const engine = await createEngine({
+      checkpoint: { path: folder },
+      devices: { kind: 'cpu', indices: [0, 1] },
+      ...limits,
+    });
+    try {
+      const policies: [Partial<LoopOptions>, Partial<Engine['info']>][] = [
+        [{}, {}],
+        [{ prefixCaching: false, maxNumSteps: 8 }, { maxStepTokens: 7 }],
+        [{ inFlightBatching: false, chunkedPrefill: false }, { blockCount: 20 }],
+      ];
+      for (const [loop, info] of policies) {
+        const { tokens } = run(
+          engine,
+          many.map(({ ids }) => ids),
+          { loop, info },
+        );
+        for (const [i, found] of tokens.entries()) assert.deepEqual(found, many[i]!.greedy, `request ${i}`);
+      }
+    } finally {
+      engine.close();
+    }
+  });
+}
+
 for (const name of ['llama-basic', 'llama3-rope', 'llama-sharded']) {
   for (const ranks of [1, 2, 3]) {
     describe(`${name} on ${ranks} ${ranks === 1 ? 'rank' : 'ranks'}`, () => {
@@ -114,7 +177,13 @@ for (const name of ['llama-basic', 'llama3-rope', 'llama-sharded']) {
         ['in chunks of seven tokens', { prefixCaching: false }, { maxStepTokens: 7 }],
         ['without in-flight batching', { inFlightBatching: false }, {}],
         ['with eight steps on a visit', { maxNumSteps: 8 }, {}],
+        ['one at a time', {}, { maxBatchSize: 1 }],
         ['three at a time', {}, { maxBatchSize: 3 }],
+        [
+          'preempted, with eight steps on a visit and neither chunks nor in-flight batches',
+          { maxNumSteps: 8, chunkedPrefill: false, inFlightBatching: false },
+          { blockCount: 20 },
+        ],
         ['in so few blocks that sequences are preempted', {}, { blockCount: 20 }],
         ['preempted, without prefix caching', { prefixCaching: false }, { blockCount: 20 }],
       ];
@@ -154,6 +223,69 @@ for (const name of ['llama-basic', 'llama3-rope', 'llama-sharded']) {
             );
           });
         });
+      });
+
+      test('choices of greedy requests equal the reference too, also when they are preempted', () => {
+        for (const blockCount of [limits.blockCount, 24]) {
+          const shown = prompts.filter(({ ids }) => ids.length + 24 < 8 * 20);
+          const { tokens } = run(
+            engine,
+            shown.map(({ ids }) => ids),
+            { sampling: { n: 3, bestOf: 3 }, info: { blockCount } },
+          );
+          tokens.forEach((found, i) => {
+            const expected = shown[i]!.greedy;
+            const wanted = expected.flatMap((id) => [id, id, id]).toSorted();
+            assert.deepEqual(found.toSorted(), wanted, `request ${i}`);
+          });
+        }
+      });
+
+      test('a request for prompt log-probabilities reads no cache and fills it', () => {
+        const { ids, greedy: expected } = prompts.toSorted((a, b) => b.ids.length - a.ids.length)[0]!;
+        const cached: number[] = [];
+        const found = sequence(
+          engine,
+          [
+            { ids, sampling: { maxTokens: 4 } },
+            { ids, sampling: { maxTokens: 4, promptLogprobs: 0 } },
+            { ids, sampling: {} },
+          ],
+          cached,
+        );
+        assert.deepEqual(found, [expected.slice(0, 4), expected.slice(0, 4), expected]);
+        const held = (rows: number) => Math.min(ids.length - 1, rows - (rows % limits.blockTokens));
+        assert.deepEqual(cached, [0, 0, held(ids.length + 3)]);
+        const fresh: number[] = [];
+        sequence(
+          engine,
+          [
+            { ids, sampling: { maxTokens: 0, promptLogprobs: 0 } },
+            { ids, sampling: {} },
+          ],
+          fresh,
+        );
+        assert.deepEqual(fresh, [0, held(ids.length)]);
+      });
+
+      test('a prompt that shares one and a half blocks reports rows, and writes no block that it shares', () => {
+        const long = prompts.toSorted((a, b) => b.ids.length - a.ids.length)[0]!.ids;
+        assert(long.length >= 16);
+        const first = long.slice(0, 16);
+        const second = [
+          ...long.slice(0, 12),
+          (long[12]! + 1) % engine.info.vocabulary,
+          ...long.slice(13, 16),
+        ];
+        const cached: number[] = [];
+        const [before, between, after] = sequence(
+          engine,
+          [first, second, first].map((ids) => ({ ids, sampling: { maxTokens: 8 } })),
+          cached,
+        );
+        assert.deepEqual(cached, [0, 12, 15]);
+        assert.deepEqual(after, before);
+        assert.deepEqual(between, run(engine, [second], { sampling: { maxTokens: 8 } }).tokens[0]);
       });
 
       test('choices of one prompt copy what they share before they write', () => {
