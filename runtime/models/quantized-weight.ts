@@ -58,7 +58,7 @@ export function quantizedProjection(
   });
   if (minima === null) return product;
   const sums = blockSums(builder, `${name}.sums`, input, blockSize);
-  return add(builder, `${name}.affine`, product, linear(builder, `${name}.minima`, sums, minima));
+  return linear(builder, `${name}.affine`, sums, minima, product);
 }
 
 /**
