@@ -4,8 +4,11 @@
  * the operator uses, no fewer and no more.
  */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { inferenceServiceCrd } from '../../../operator/api/crd.ts';
+import { OperatorMetrics } from '../../../operator/cli/metrics.ts';
 import { leaseName } from '../../../operator/cli/run-operator.ts';
 import { loadOperatorConfig } from '../../../operator/config.ts';
 import { type KubeObject, type ResourceType, resources } from '../../../operator/kube/client.ts';
@@ -85,6 +88,25 @@ test('there is a PodDisruptionBudget where there is more than one operator, and 
   );
   const ports = monitors.map((object) => object.spec.podMetricsEndpoints[0].port);
   assert.deepEqual(ports, ['metrics', 'http']);
+});
+
+test('the dashboard asks for metrics that there are', async (t) => {
+  const found = renderChart(t, 'sluice', ['--set=metrics.dashboard.enabled=true']).find(
+    (object) => object.kind === 'ConfigMap',
+  );
+  const { panels } = JSON.parse(found!.data['sluice.json']);
+  const asked = panels
+    .flatMap((panel: any) => panel.targets)
+    .flatMap(({ expr }: { expr: string }) =>
+      [...expr.matchAll(/\bsluice_(?!dev_)\w+/g)].map(([name]) => name),
+    );
+  const runtime = readFileSync(path.join(import.meta.dirname, '../../../runtime/metrics.ts'), 'utf8');
+  const operator = await new OperatorMetrics().text();
+  for (const name of asked) {
+    const known = name.replace(/_bucket$/, '');
+    assert.ok(runtime.includes(`'${known}'`) || operator.includes(`# TYPE ${known} `), name);
+  }
+  assert.ok(asked.length > panels.length);
 });
 
 test('the chart of definitions holds the CRD as it is generated, kept on uninstall', (t) => {
