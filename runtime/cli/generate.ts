@@ -168,7 +168,7 @@ async function generate(argv: readonly string[]): Promise<void> {
       '--prompt: missing; the form is a text, for example --prompt "What is Kubernetes?"',
     );
   const prompt = config.prompt === '-' ? await text(process.stdin) : config.prompt;
-  if (chosenModel(config) === embeddedModel)
+  if (config.modelPath === undefined && chosenModel(config) === embeddedModel)
     process.stderr.write('no --model-path: using the small demo model that comes with Sluice\n');
   const view = progressView(process.stderr);
   const loadStart = performance.now();

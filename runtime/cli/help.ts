@@ -62,12 +62,20 @@ function describe(option: Option): string[] {
   const variable = option.env === null ? '' : ` [${option.env}]`;
   return [
     `  --${option.flag}${negation}${variable}`,
-    ...wrap(`${option.description} Default: ${defaultText(option)}.`, indent),
+    ...wrap(`${option.description}${choicesText(option)} Default: ${defaultText(option)}.`, indent),
   ];
 }
 
+/** Choices of more characters than this are listed below the flag. */
+const mostChoices = 60;
+
+function choicesText({ form }: Option): string {
+  return form.startsWith('one of ') && form.length > mostChoices ? ` O${form.slice(1)}.` : '';
+}
+
 function valueName({ kind, form }: Option): string {
-  if (form.startsWith('one of ')) return form.slice('one of '.length).replaceAll(', ', '|');
+  if (form.startsWith('one of '))
+    return form.length > mostChoices ? 'name' : form.slice('one of '.length).replaceAll(', ', '|');
   if (kind === 'integer') return 'n';
   return {
     string: 'text',

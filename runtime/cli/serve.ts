@@ -35,7 +35,7 @@ async function serve(argv: readonly string[]): Promise<void> {
   try {
     await server.listen();
     endOnSignals(server, config, log);
-    if (modelPath === embeddedModel)
+    if (config.modelPath === undefined && modelPath === embeddedModel)
       log.warn({ modelPath }, 'no --model-path: serving the small demo model that comes with Sluice');
     const { url, metricsUrl } = server;
     log.info(
