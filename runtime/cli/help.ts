@@ -59,9 +59,11 @@ export function commandHelp({ usage, about, options, examples }: CommandHelp): s
 
 function describe(option: Option): string[] {
   const negation = option.kind === 'boolean' ? `, --no-${option.flag}` : ` <${valueName(option)}>`;
-  const variable = option.env === null ? '' : ` [${option.env}]`;
+  const flag = `  --${option.flag}${negation}`;
+  const variable = option.env === null ? '' : `[${option.env}]`;
+  const fits = flag.length + variable.length < width;
   return [
-    `  --${option.flag}${negation}${variable}`,
+    ...(fits ? [`${flag} ${variable}`.trimEnd()] : [flag, `${indent}${variable}`]),
     ...wrap(`${option.description}${choicesText(option)} Default: ${defaultText(option)}.`, indent),
   ];
 }
