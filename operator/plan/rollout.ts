@@ -252,8 +252,11 @@ class Rollout {
       counts.olds.every((each, index) => each === this.#olds[index]!.current);
     if (stands && !this.#promoted && this.#ready >= this.#wanted)
       return this.#step('awaitingPromotion', counts, this.lastWords());
-    const settled = room.words !== undefined || this.#goal.pods.every(isReady);
-    if (this.#current < this.#wanted && stands && !this.#ending && settled)
+    // Pods that are still to be made, or to become ready, will move it on; only room that lacks does not come by itself.
+    const settled =
+      room.words !== undefined || (this.#goal.pods.length >= this.#current && this.#goal.pods.every(isReady));
+    const lacking = this.#bound + room.pods <= this.#current && this.#current < this.#wanted;
+    if (lacking && stands && !this.#ending && settled)
       return this.#insufficient(room.words ?? capacity.message, this.#wouldHelp(capacity), room.againMs);
     // A whole service that ends before the new one begins is a gap, also where the author allowed it.
     const endsAll = counts.olds.every((each) => each === 0) && this.#olds.some((each) => each.ready > 0);

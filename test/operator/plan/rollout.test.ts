@@ -380,6 +380,15 @@ test('rollbackTo serves an earlier revision, and says what is not rolled out mea
   assert.match(cluster.condition('Stalled').message, /chat-none/);
 });
 
+test('a new Deployment whose pods are still to be made is no sign that GPUs lack', () => {
+  const more = { gpus: 1, replicas: 2 };
+  const cluster = settled(spec('/a', more), 8);
+  cluster.edit(spec('/b', more));
+  for (let again = 0; again < 4; again++) cluster.reconcile();
+  assert.equal(cluster.service.status.rollout.decision, 'Surge');
+  assert.equal(line(cluster), 'A r Reconciling:RollingOut');
+});
+
 test('history is as long as asked for', () => {
   const cluster = settled(spec('/0'), 8);
   for (let index = 1; index < 6; index++) {
