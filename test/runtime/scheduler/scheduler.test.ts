@@ -62,7 +62,10 @@ describe('what runs in a step', () => {
   test('no more sequences than tokens in a step, so that each of them moves', () => {
     const drive = new Drive(64, { maxBatchSize: 8, stepTokens: 2 });
     for (let i = 0; i < 4; i++) drive.add({ prompt: range(1, i), tokens: 3 });
-    assert.deepEqual([next(drive), next(drive), next(drive), next(drive)], ['0:1 1:1', '0:1 1:1', '0:1 1:1', '2:1 3:1']);
+    assert.deepEqual(
+      [next(drive), next(drive), next(drive), next(drive)],
+      ['0:1 1:1', '0:1 1:1', '0:1 1:1', '2:1 3:1'],
+    );
   });
 
   test('more choices than the batch takes run after one another', () => {
