@@ -12,7 +12,7 @@ import { recorded } from './recorded.ts';
 
 const batchSizes = [1, 8, 32] as const;
 
-const smol: Geometry = {
+export const smol: Geometry = {
   layers: 30,
   hidden: 576,
   intermediate: 1536,
