@@ -1,12 +1,16 @@
-/** `npm run bench [steps|peers|profile]`: picks the benchmark; what follows its name are its own options. */
+/** `npm run bench [steps|peers|profile|scheduling|soak]`: picks the benchmark; what follows its name are its own options. */
 import { benchPeers } from './peers/main.ts';
 import { benchProfile } from './profile.ts';
+import { benchScheduling } from './scheduling.ts';
+import { benchSoak } from './soak.ts';
 import { benchSteps } from './steps.ts';
 
 const benches: Readonly<Record<string, (argv: readonly string[]) => Promise<void>>> = {
   steps: benchSteps,
   peers: benchPeers,
   profile: benchProfile,
+  scheduling: benchScheduling,
+  soak: benchSoak,
 };
 
 const [name = 'steps', ...argv] = process.argv.slice(2);
