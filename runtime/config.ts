@@ -169,10 +169,10 @@ export const runtimeOptions = {
     schema: z.enum(prefillWeightForms),
     group: 'Model',
     description:
-      'A copy of the weights in int8 for steps of six rows and more, prefill above all: faster and less exact. auto makes it for quantized weights computed in int8, where it takes at most a quarter of the free memory; int8 makes it always; none never.',
+      'A copy of the weights in int8 for steps of six rows and more, prefill above all: faster and less exact (some per cent of perplexity). none makes no copy; auto makes it for quantized weights computed in int8, where it takes at most a quarter of the free memory; int8 makes it always.',
     form: `one of ${prefillWeightForms.join(', ')}`,
-    example: 'none',
-    default: 'auto',
+    example: 'auto',
+    default: 'none',
     spec: 'prefillWeights',
   }),
   devices: option({

@@ -40,7 +40,7 @@ export interface EngineOptions {
   readonly cacheDir?: string | undefined;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
-  /** Whether steps of many rows have int8 weights of their own (many-row-weights.ts). Default: auto. */
+  /** Whether steps of many rows have int8 weights of their own (many-row-weights.ts). Default: none. */
   readonly prefillWeights?: PrefillWeights;
   /** Where each rank writes a trace of its nodes, for tools: files `<prefix>-rank<rank>-<graph>_<date>.json` when closed. */
   readonly profilePrefix?: string;
@@ -92,7 +92,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     cacheDir: options.cacheDir ?? null,
     quantizedCompute,
     rowInt8Limit: chooseRowInt8Limit(
-      options.prefillWeights ?? 'auto',
+      options.prefillWeights ?? 'none',
       checkpoint,
       quantizedCompute,
       availableBytes(),
