@@ -47,8 +47,6 @@ async function measure(options: EngineOptions): Promise<MemoryReport> {
   // What loading left behind is not running: the collector has had its time.
   await new Promise((resolve) => setTimeout(resolve, 1000));
   globalThis.gc?.();
-  if (process.env.SMAPS)
-    (await import('node:fs')).writeFileSync(process.env.SMAPS, readFileSync('/proc/self/smaps'));
   const report = { resident: resident(), kvBytes, weightBytes };
   engine.close();
   return report;

@@ -21,11 +21,6 @@ const dataTypes: Readonly<Record<DType, number>> = {
   bfloat16: 16,
 };
 
-/** The code of an element type in ONNX attributes such as Cast's `to`. */
-export function onnxDataType(dtype: DType): number {
-  return dataTypes[dtype];
-}
-
 const irVersion = 10;
 const opsets: readonly (readonly [string, number])[] = [
   ['', 21],
