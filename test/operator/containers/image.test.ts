@@ -88,11 +88,13 @@ function start(t: TestContext, image: Unpacked, args: readonly string[]): ChildP
   const child = spawn('/usr/bin/unshare', [...namespaces, '/bin/bash', '-c', ...inside], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...image.environment },
+    detached: true,
   });
   t.after(async () => {
     if (child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, 'exit');
-    child.kill('SIGKILL');
+    const ended = once(child, 'close');
+    // The whole group: a change of user clears the signal that --kill-child has the program get with its parent's death.
+    process.kill(-child.pid!, 'SIGKILL');
     await ended;
   });
   return child;
