@@ -4,7 +4,8 @@
  */
 import { SluiceError } from '../errors.ts';
 import type { DenseTensor, QuantizedTensor } from './checkpoint.ts';
-import { fromGroups, scaleValues } from './gptq.ts';
+import { readRows } from './dense.ts';
+import { fromGroups } from './gptq.ts';
 import { quantizedAt } from './quantized.ts';
 
 /** nibbleOf[column % 8] = which nibble of the word holds it: the inverse of AutoAWQ's order [0, 2, 4, 6, 1, 3, 5, 7]. */
@@ -52,6 +53,6 @@ export function awqTensor(
     groups,
     groupOf,
     zeros: () => reader(tensors.qzeros),
-    values: () => ({ scales: scaleValues(tensors.scales), quantized: reader(tensors.qweight) }),
+    values: () => ({ scales: readRows(tensors.scales, 0, groups), quantized: reader(tensors.qweight) }),
   });
 }

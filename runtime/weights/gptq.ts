@@ -5,7 +5,7 @@
  */
 import { SluiceError } from '../errors.ts';
 import type { DenseTensor, QuantizedBytes, QuantizedTensor } from './checkpoint.ts';
-import { float16Table } from './half.ts';
+import { readRows } from './dense.ts';
 import { blocksOf, quantizedAt, rowBytes, setQuantized, zeroRowBytes } from './quantized.ts';
 
 /** A matrix in the quantizer's own terms: rows of inputs fall into groups with a scale and a zero. */
@@ -139,16 +139,6 @@ function transposeWords(from: Uint32Array, rows: number, columns: number): Uint8
   return new Uint8Array(to.buffer);
 }
 
-/** float16, bfloat16 or float32 bytes as float32. */
-export function scaleValues(tensor: DenseTensor): Float32Array {
-  const bytes = tensor.read().slice();
-  if (tensor.dtype === 'float32') return new Float32Array(bytes.buffer);
-  const bits = new Uint16Array(bytes.buffer);
-  if (tensor.dtype === 'float16') return Float32Array.from(bits, (value) => float16Table[value]!);
-  const wide = Uint32Array.from(bits, (value) => value << 16);
-  return new Float32Array(wide.buffer);
-}
-
 export interface GptqTensors {
   readonly qweight: DenseTensor;
   readonly qzeros: DenseTensor;
@@ -214,7 +204,7 @@ export function gptqTensor(name: string, tensors: GptqTensors, options: GptqOpti
     values() {
       const weight = tensors.qweight.read();
       return {
-        scales: scaleValues(tensors.scales),
+        scales: readRows(tensors.scales, 0, groups),
         quantized(input, output) {
           const word = Math.floor(input / perWord);
           return quantizedAt(weight, (word * outputs + output) * 4, input % perWord, bits);
