@@ -22,8 +22,8 @@ import { driftOf, replacement, stamped } from './drift.ts';
 import { defaultHistoryLimit, policyOf } from './policy.ts';
 import { preflightProblems } from './preflight.ts';
 import { dueJob, planResolution } from './resolution.ts';
-import { decideRollout } from './rollout.ts';
-import { type Obstacle, planStatus } from './status.ts';
+import { decideRollout, type RolloutState } from './rollout.ts';
+import { type Obstacle, type PreflightFinding, planStatus } from './status.ts';
 import { findTarget, type Target } from './target.ts';
 import {
   childOf,
@@ -48,6 +48,11 @@ export interface Plan {
   readonly actions: readonly Action[];
   readonly status: InferenceServiceStatus;
   readonly requeueAfterMs?: number;
+  /**
+   * The first Deployment of a revision that is about to get pods, or the room for them: to be tried by dry run before
+   * anything is carried out. A refusal goes into the world, and the plan is made again.
+   */
+  readonly trial?: AnyObject;
 }
 
 export interface PlanOptions {
@@ -157,7 +162,9 @@ function planSpec(
     now: world.now,
   });
 
-  manifests.push(controllerRevision(service, targetName, record, nextOrder(records, targetName)));
+  // What may not run leaves no record: it would be a revision to return to.
+  if (state.record !== undefined || !obstacle.bars)
+    manifests.push(controllerRevision(service, targetName, record, nextOrder(records, targetName)));
   if (stable?.record !== undefined && stable.name !== targetName)
     manifests.push(controllerRevision(service, stable.name, stable.record.data, stable.record.order));
   for (const [name, count] of rollout.replicas) {
@@ -190,9 +197,15 @@ function planSpec(
     // A lookup that comes and goes is no change of the service.
     drifted: actions.some(({ object }) => object.kind !== 'Job'),
   });
+  const untried =
+    childOf(world, 'Deployment', targetName) === undefined &&
+    !obstacle.bars &&
+    begins.includes(rollout.state) &&
+    replicas > 0;
   return {
     actions,
     status,
+    ...(untried ? { trial: revisionDeployment(service, targetName, record, replicas) } : {}),
     ...requeue(
       rollout.requeueAfterMs,
       resolution.requeueAfterMs,
@@ -201,13 +214,16 @@ function planSpec(
   };
 }
 
+/** States in which something is done for a revision that has no pods yet. */
+const begins: readonly RolloutState[] = ['inPlace', 'moving', 'gapAnnounced', 'gapOpen'];
+
 /** What stands against the revision that is asked for, before a pod of it exists; `bars`: it may not get one. */
 function obstacleOf(
   world: World,
   spec: InferenceServiceSpec,
   target: Target,
   unresolved: Obstacle | undefined,
-): { obstacle?: Obstacle; preflight?: readonly string[]; bars: boolean } {
+): { obstacle?: Obstacle; preflight?: PreflightFinding; bars: boolean } {
   if (target.missing !== undefined)
     return {
       obstacle: {
@@ -219,14 +235,22 @@ function obstacleOf(
     };
   if (unresolved !== undefined) return { obstacle: unresolved, bars: false };
   const { resolved, revision, pinned } = target;
+  const { refusal } = world;
+  if (refusal !== undefined && refusal.revision === revision?.name)
+    return {
+      obstacle: { type: 'Stalled', reason: 'TemplateInvalid', message: refusal.message },
+      preflight: { reason: 'TemplateInvalid', problems: [refusal.message] },
+      bars: true,
+    };
   if (resolved === undefined || pinned !== undefined || resolved.commit !== revision?.inputs.commit)
     return { bars: false };
-  const preflight = preflightProblems(spec, resolved, world.cluster?.nodes() ?? []);
+  const reason = 'PreflightFailed';
+  const problems = preflightProblems(spec, resolved, world.cluster?.nodes() ?? []);
   // What runs has shown that it can.
   const begun = childOf(world, 'Deployment', revision.name) !== undefined;
-  if (preflight.length === 0 || begun) return { preflight: [], bars: false };
-  const message = `${spec.model.path} cannot be run as asked: ${preflight.join('; ')}`;
-  return { obstacle: { type: 'Stalled', reason: 'PreflightFailed', message }, preflight, bars: true };
+  if (problems.length === 0 || begun) return { preflight: { reason, problems: [] }, bars: false };
+  const message = `${spec.model.path} cannot be run as asked: ${problems.join('; ')}`;
+  return { obstacle: { type: 'Stalled', reason, message }, preflight: { reason, problems }, bars: true };
 }
 
 /** How many are asked for. */

@@ -26,8 +26,8 @@ export interface StatusInput {
   /** Absent where the spec is not understood. */
   readonly target?: Target;
   readonly resolution?: Resolution;
-  /** What the preflight found; absent where there was none. */
-  readonly preflight?: readonly string[];
+  /** Absent where there was none. */
+  readonly preflight?: PreflightFinding;
   /** What stands against the target before a pod of it exists. */
   readonly obstacle?: Obstacle;
   /** Absent while nothing is known that could be rolled out. */
@@ -44,6 +44,12 @@ export interface Obstacle {
   readonly type: 'Reconciling' | 'Stalled';
   readonly reason: string;
   readonly message: string;
+}
+
+/** What stands against running the revision that is asked for; no problems: nothing known does. */
+export interface PreflightFinding {
+  readonly reason: 'PreflightFailed' | 'TemplateInvalid';
+  readonly problems: readonly string[];
 }
 
 export function planStatus(world: World, input: StatusInput): InferenceServiceStatus {
@@ -130,7 +136,7 @@ function reached({ target }: StatusInput, zero: ReturnType<typeof zeroOf>): Find
   return { type: 'Ready', status: 'True', ...(zero ?? { reason: 'Settled', message }) };
 }
 
-function preflightFinding(problems: readonly string[]): Finding {
+function preflightFinding({ reason, problems }: PreflightFinding): Finding {
   return problems.length === 0
     ? {
         type: 'PreflightPassed',
@@ -138,7 +144,7 @@ function preflightFinding(problems: readonly string[]): Finding {
         reason: 'Passed',
         message: 'Nothing known of the checkpoint stands against running it so',
       }
-    : { type: 'PreflightPassed', status: 'False', reason: 'PreflightFailed', message: problems.join('; ') };
+    : { type: 'PreflightPassed', status: 'False', reason, message: problems.join('; ') };
 }
 
 /** A person's hand on the rollout; present only while there is one. */

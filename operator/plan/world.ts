@@ -20,7 +20,15 @@ export interface World {
   readonly lookups?: readonly AnyObject[];
   /** Absent where the operator may not see it: then what is free is not known. */
   readonly cluster?: ClusterView;
+  /** What the API server answered when it was asked, by dry run, for the Deployment of a revision that has none. */
+  readonly refusal?: TemplateRefusal;
   readonly now: Date;
+}
+
+export interface TemplateRefusal {
+  readonly revision: string;
+  /** Names the field, its value and what is wrong with it. */
+  readonly message: string;
 }
 
 /** What capacity is estimated from; asked for only while something is rolled out. */

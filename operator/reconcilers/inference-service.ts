@@ -9,11 +9,12 @@ import type { ReconcileContext, ReconcileResult } from '../controller/controller
 import { type KubeClient, KubeError, type KubeObject, resources } from '../kube/client.ts';
 import { fieldManager } from '../plan/drift.ts';
 import { type Notice, noticesOf } from '../plan/notices.ts';
-import { type Action, makePlan, type PlanOptions, wantedChildren } from '../plan/plan.ts';
+import { type Action, makePlan, type Plan, type PlanOptions, wantedChildren } from '../plan/plan.ts';
 import { withStall } from '../plan/status.ts';
 import type { World } from '../plan/world.ts';
 import type { RecentWrites } from './recent-writes.ts';
 import { childTypes, type Sources } from './sources.ts';
+import { invalidityOf, TemplateTrials } from './template-trial.ts';
 
 export interface ReconcilerOptions {
   readonly client: KubeClient;
@@ -29,9 +30,10 @@ export interface ReconcilerOptions {
 const conflictRequeueMs = 200;
 
 export function inferenceServiceReconciler(options: ReconcilerOptions) {
+  const trials = new TemplateTrials(options.client);
   return async (key: string, context: ReconcileContext): Promise<ReconcileResult> => {
     try {
-      return await reconcile(key, context, options);
+      return await reconcile(key, context, options, trials);
     } catch (error) {
       if (!(error instanceof KubeError) || error.status !== 409) throw error;
       context.log.debug({ err: error }, 'conflict');
@@ -44,10 +46,14 @@ async function reconcile(
   key: string,
   { log }: ReconcileContext,
   options: ReconcilerOptions,
+  trials: TemplateTrials,
 ): Promise<ReconcileResult> {
   const world = await readWorld(key, options);
-  if (world === undefined) return {};
-  const plan = makePlan(world, options.plan);
+  if (world === undefined) {
+    trials.forget(key);
+    return {};
+  }
+  const plan = await triedPlan(key, world, options, trials);
   let { status } = plan;
   let refused = false;
   let failure: unknown;
@@ -69,6 +75,22 @@ async function reconcile(
   await writeStatus(world.service as KubeObject, status, options);
   if (failure !== undefined) throw failure;
   return plan.requeueAfterMs === undefined ? {} : { requeueAfterMs: plan.requeueAfterMs };
+}
+
+/** The plan, made again where the API server refuses the template that it is about to use for the first time. */
+async function triedPlan(
+  key: string,
+  world: World,
+  { plan: planOptions }: ReconcilerOptions,
+  trials: TemplateTrials,
+): Promise<Plan> {
+  const plan = makePlan(world, planOptions);
+  if (plan.trial === undefined) {
+    trials.forget(key);
+    return plan;
+  }
+  const refusal = await trials.refusal(key, plan.trial);
+  return refusal === undefined ? plan : makePlan({ ...world, refusal }, planOptions);
 }
 
 /** Undefined when the object is gone or going: the garbage collector does the rest. */
@@ -138,10 +160,9 @@ function refusalOf(
 ): { reason: string; message: string; retry: boolean } | undefined {
   if (!(error instanceof KubeError)) return undefined;
   const what = `${object.kind} "${object.metadata.name}"`;
-  // Server-side apply answers 500 to what has not the form of its schema, before any validation.
-  const misshapen = error.message.includes('failed to create typed patch object');
-  if (error.status === 400 || error.status === 422 || misshapen)
-    return { reason: 'TemplateInvalid', message: `${what} is refused: ${error.message}`, retry: false };
+  const why = invalidityOf(error);
+  if (why !== undefined)
+    return { reason: 'TemplateInvalid', message: `${what} is refused: ${why}`, retry: false };
   if (error.status === 403)
     return { reason: 'Forbidden', message: `${what} is not allowed: ${error.message}`, retry: true };
   return undefined;

@@ -7,7 +7,9 @@ import type { AnyObject } from '../../api/objects.ts';
 import { type KubeClient, type KubeObject, resources } from '../../kube/client.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from '../../plan/capacity.ts';
 import { type Forecast, forecast, type Write } from '../../plan/forecast.ts';
+import { makePlan } from '../../plan/plan.ts';
 import type { World } from '../../plan/world.ts';
+import { tryTemplate } from '../../reconcilers/template-trial.ts';
 import type { CommandOptions } from '../command-line.ts';
 import { readManifestFiles } from '../manifest.ts';
 import { observe } from '../observe.ts';
@@ -53,16 +55,28 @@ export async function planCommand(options: CommandOptions, parts: PlanDependenci
   const { services, others } = readManifestFiles(options.file ?? [], parts.namespace);
   const planned: PlannedService[] = [];
   for (const manifest of services) {
+    const { client, now } = parts;
     const world =
-      parts.client === undefined
-        ? emptyWorld(manifest, parts.now)
-        : await observe(parts.client, await edited(parts.client, manifest as KubeObject), parts.now);
+      client === undefined
+        ? emptyWorld(manifest, now)
+        : await tried(
+            client,
+            await observe(client, await edited(client, manifest as KubeObject), now),
+            options.runtimeImage,
+          );
     planned.push(planOf(world, options.runtimeImage));
   }
   if (options.output === 'json')
     return `${JSON.stringify({ services: planned, notLookedAt: others }, undefined, 2)}\n`;
   const notes = others.length === 0 ? [] : [`Not looked at: ${others.join(', ')}.`];
   return `${[...planned.map(text), ...notes].join('\n\n')}\n`;
+}
+
+/** With what the API server says to the template of a revision that would be new. */
+async function tried(client: KubeClient, world: World, runtimeImage: string): Promise<World> {
+  const { trial } = makePlan(world, { runtimeImage });
+  const refusal = trial === undefined ? undefined : await tryTemplate(client, trial);
+  return refusal === undefined ? world : { ...world, refusal };
 }
 
 function planOf(world: World, runtimeImage: string): PlannedService {

@@ -368,3 +368,24 @@ function meddle(cluster: SimulatedCluster, how: 'delete' | 'deface', which: numb
       spec: { ...child.spec, paused: true },
     });
 }
+
+test('a template that the API server refuses opens no gap on a full node, and leaves no record', () => {
+  const cluster = settled(spec({ gpus: 1 }), 2);
+  cluster.seesNodes = true;
+  const records = () => [...cluster.children.values()].filter(({ kind }) => kind === 'ControllerRevision');
+  const before = records().length;
+  cluster.refusals.set('/tiny2', 'spec.template.spec.priority: Invalid value: "high"');
+  cluster.edit(withPath('/tiny2', { gpus: 1 }));
+  for (let turn = 0; turn < 10; turn++) {
+    cluster.reconcile();
+    assert.equal(cluster.readyPods, 2);
+    cluster.turn(60);
+  }
+  assert.equal(cluster.condition('Stalled').reason, 'TemplateInvalid');
+  assert.equal(cluster.condition('PreflightPassed').status, 'False');
+  assert.equal(records().length, before);
+  cluster.refusals.clear();
+  cluster.settle(20);
+  assert.equal(cluster.condition('Ready').status, 'True');
+  assert.equal(cluster.condition('PreflightPassed'), undefined);
+});

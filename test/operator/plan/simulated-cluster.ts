@@ -29,6 +29,8 @@ export class SimulatedCluster {
   /** What `sluice resolve` answers, by its arguments after the command: facts, or the line of its refusal. */
   readonly hub = new Map<string, object | string>();
   readonly lookups = new Map<string, AnyObject>();
+  /** What the API server says to a trial of a template, by the model's path. */
+  readonly refusals = new Map<string, string>();
   /** Whether the operator sees nodes and others' pods. */
   seesNodes = false;
   #uid = 0;
@@ -80,7 +82,10 @@ export class SimulatedCluster {
   }
 
   plan(): Plan {
-    return makePlan(this.world, planOptions);
+    const plan = makePlan(this.world, planOptions);
+    const message = this.refusals.get(this.service.spec.model.path);
+    if (plan.trial === undefined || message === undefined) return plan;
+    return makePlan({ ...this.world, refusal: { revision: plan.trial.metadata.name, message } }, planOptions);
   }
 
   /** One reconcile; a crash after so many writes leaves the rest undone, the status too. */

@@ -46,11 +46,12 @@ function operate(
   return startOperator(t, kubeconfig, [...own, ...args]);
 }
 
-/** What the operator wrote since the mark: verb, resource and name, without leases and Events. */
+/** What the operator wrote since the mark: verb, resource and name, without leases, Events and questions. */
 async function writes({ plane, namespace }: Stage, since: number): Promise<string[]> {
   const events = await plane.auditEvents({ verbs: writeVerbs, username: operatorUser, namespace, since });
   return events
     .filter((event) => !['leases', 'events'].includes(event.objectRef?.resource ?? ''))
+    .filter((event) => !event.requestURI.includes('dryRun=All'))
     .map(({ verb, objectRef: { resource, subresource, name } = {} }) =>
       [verb, subresource === undefined ? resource : `${resource}/${subresource}`, name].join(' '),
     );
@@ -472,27 +473,67 @@ test('why a pod cannot start is said, and no longer when it can', async (t) => {
   }
 });
 
-test('a template that the API server refuses stalls the service, names the field, and harms nobody', async (t) => {
+test('a template that the API server refuses is told by path and value before anything moves for it', async (t) => {
+  const on = await stage(t);
+  const { client } = on.plane;
+  pretendKubelet(t, client, on.namespace);
+  const operator = await operate(t, on);
+  const service = await ServiceUnderTest.create(client, on.namespace, 'chat');
+  const { currentRevision } = await service.ready();
+  for (const [spec, says] of [
+    [
+      { nodeSelector: { 'not a label': 'x' } },
+      /spec\.template\.spec\.nodeSelector: Invalid value: "not a label"/,
+    ],
+    [{ tolerations: 'all' }, /spec\.template\.spec\.tolerations: expected list, got/],
+    [{ noSuchField: 1 }, /spec\.template\.spec\.noSuchField: field not declared in schema/],
+    [
+      { containers: [{ name: 'runtime', imagePullPolicy: 'Sometimes' }] },
+      /spec\.template\.spec\.containers\[0\]\.imagePullPolicy: Unsupported value: "Sometimes": supported values/,
+    ],
+    [
+      { containers: [{ name: 'runtime', volumeMounts: [{ name: 'none', mountPath: '/none' }] }] },
+      /spec\.template\.spec\.containers\[0\]\.volumeMounts\[\d\]\.name: Not found: "none"/,
+    ],
+  ] as const) {
+    await service.edit({ template: { spec: null } });
+    await operator.idle();
+    const mark = await on.plane.auditMark();
+    await service.edit({ template: { spec } });
+    const { message } = await service.condition('Stalled', 'True', 'TemplateInvalid');
+    assert.match(message, says);
+    assert.match((await service.condition('PreflightPassed', 'False', 'TemplateInvalid')).message, says);
+    await service.condition('Available', 'True');
+    await operator.idle();
+    const { name } = service;
+    assert.deepEqual([...new Set(await writes(on, mark))], [`patch inferenceservices/status ${name}`]);
+    const records = await service.children('controllerRevisions');
+    assert.deepEqual(
+      records.map((each) => each.metadata.name),
+      [currentRevision],
+    );
+  }
+  // What serves is looked after meanwhile.
+  await service.edit({ replicas: 2 });
+  await until('there is another pod of it', async () => (await service.children('pods')).length === 2);
+  await service.edit({ template: null });
+  assert.equal((await service.ready()).currentRevision, currentRevision);
+});
+
+test('a first template that is refused makes no pod, and a correction makes it whole', async (t) => {
   const on = await stage(t);
   const { client } = on.plane;
   pretendKubelet(t, client, on.namespace);
   await operate(t, on);
-  const service = await ServiceUnderTest.create(client, on.namespace, 'chat');
-  const { currentRevision } = await service.ready();
-  for (const [spec, says] of [
-    [{ nodeSelector: { 'not a label': 'x' } }, /nodeSelector/],
-    [{ tolerations: 'all' }, /tolerations/],
-    [{ noSuchField: 1 }, /noSuchField/],
-  ] as const) {
-    await service.edit({ template: { spec: null } });
-    await service.edit({ template: { spec } });
-    const { message } = await service.condition('Stalled', 'True', 'TemplateInvalid');
-    assert.match(message, says);
-    assert.equal((await service.deployment()).metadata.name, currentRevision);
-    await service.condition('Available', 'True');
-  }
-  await service.edit({ template: null, replicas: 2 });
-  assert.equal((await service.ready()).currentRevision, currentRevision);
+  const wrong = { ...minimalSpec, template: { spec: { priority: 'high' } } };
+  const service = await ServiceUnderTest.create(client, on.namespace, 'chat', wrong);
+  const { message } = await service.condition('Stalled', 'True', 'TemplateInvalid');
+  assert.match(message, /spec\.template\.spec\.priority/);
+  await service.condition('Available', 'False');
+  assert.deepEqual(await service.children('deployments'), []);
+  assert.deepEqual(await service.children('controllerRevisions'), []);
+  await service.edit({ template: null });
+  await service.ready();
 });
 
 test('a new revision comes up beside the old one, and the Service selects both meanwhile', async (t) => {
