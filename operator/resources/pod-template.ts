@@ -131,7 +131,8 @@ function container(inputs: RevisionInputs, context: TemplateContext): JsonObject
       periodSeconds: startupPeriodSeconds,
       failureThreshold: startupBudgetSeconds / startupPeriodSeconds,
     },
-    readinessProbe: { ...probe('/readyz'), periodSeconds: 2, failureThreshold: 2 },
+    // Where a pod that ends is the only one, proxies go on sending to it until these fail: well within --shutdown-delay.
+    readinessProbe: { ...probe('/readyz'), periodSeconds: 1, failureThreshold: 2 },
     livenessProbe: { ...probe('/livez'), periodSeconds: 10, failureThreshold: 6 },
     lifecycle: { preStop: { sleep: { seconds: preStopSleepSeconds } } },
     terminationMessagePolicy: 'FallbackToLogsOnError',

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import type { InferenceServiceSpec } from '../../../operator/api/inference-service.ts';
 import { revisionInputs } from '../../../operator/api/revision.ts';
 import { podTemplate } from '../../../operator/resources/pod-template.ts';
-import { loadConfig } from '../../../runtime/config.ts';
+import { loadConfig, runtimeOptions } from '../../../runtime/config.ts';
 
 const render = (spec: Partial<InferenceServiceSpec>): any =>
   podTemplate(
@@ -111,6 +111,11 @@ test('the probes ask what the runtime answers, on the port named http', () => {
   ]);
   assert.deepEqual(ports, [{ name: 'http', containerPort: 8000, protocol: 'TCP' }]);
   assert.ok(startupProbe.periodSeconds * startupProbe.failureThreshold >= 1800);
+  // The last pod that ends is sent to until it is unready; then it still takes requests for --shutdown-delay.
+  assert.ok(
+    2 * readinessProbe.periodSeconds * readinessProbe.failureThreshold <=
+      runtimeOptions.shutdownDelay.default,
+  );
 });
 
 test('the template of the author wins, but never over the labels that the selectors need', () => {
