@@ -26,8 +26,14 @@ export interface RunWish {
   readonly encoding?: string;
   /** Memory of all ranks together; absent: not checked. */
   readonly memoryBytes?: number;
-  /** Tokens that the KV cache must hold at least. Default: 256. */
-  readonly minimalTokens?: number;
+  /** What that memory is, for the message: `2 GPUs of 15360 MiB`. */
+  readonly memorySource?: string;
+  /** Whose memory. Half-precision weights are computed with as float32 on a CPU. Default: cpu. */
+  readonly device?: 'cpu' | 'gpu';
+  /** Of the KV cache. Default: what 256 tokens take. */
+  readonly kvBytes?: number;
+  /** A key's or a value's element in the KV cache. Default: 4, float32. */
+  readonly kvElementBytes?: number;
 }
 
 export type PreflightCode = 'heads' | 'ranks' | 'encoding' | 'memory';
@@ -105,32 +111,40 @@ function encodingProblems(facts: CheckpointFacts, { encoding }: RunWish): Prefli
 }
 
 function memoryProblems(facts: CheckpointFacts, wish: RunWish): PreflightProblem[] {
-  if (wish.memoryBytes === undefined) return [];
-  const weights = residentBytes(facts, wish.encoding);
-  const needed = weights + kvBytesPerToken(facts) * (wish.minimalTokens ?? 256);
-  if (needed <= wish.memoryBytes) return [];
+  const { memoryBytes, memorySource, device, kvElementBytes = 4 } = wish;
+  if (memoryBytes === undefined) return [];
+  const weights = residentBytes(facts, wish.encoding, device);
+  const minimal = (kvBytesPerToken(facts) / 4) * kvElementBytes * minimalTokens;
+  const needed = weights + (wish.kvBytes ?? minimal);
+  if (needed <= memoryBytes) return [];
+  const cache = wish.kvBytes === undefined ? 'a minimal KV cache' : 'the KV cache asked for';
+  const source = memorySource === undefined ? '' : ` (${memorySource})`;
   return [
     {
       code: 'memory',
-      message: `about ${mebibytes(needed)} MiB are needed (weights ${mebibytes(weights)} MiB, the rest a minimal KV cache), ${mebibytes(wish.memoryBytes)} MiB are there`,
+      message: `about ${mebibytes(needed)} MiB are needed (weights ${mebibytes(weights)} MiB, the rest ${cache}), ${mebibytes(memoryBytes)} MiB are there${source}`,
     },
   ];
 }
 
+/** What a KV cache must hold to be of any use. */
+const minimalTokens = 256;
+
 /**
- * Weights in memory on a CPU, in bytes: half-precision ones are computed with as float32. `wish`: the encoding asked for,
+ * Weights in memory, in bytes: on a CPU half-precision ones are computed with as float32. `wish`: the encoding asked for,
  * if any.
  */
 export function residentBytes(
   { encoding, weightBytes }: Pick<CheckpointFacts, 'encoding' | 'weightBytes'>,
   wish?: string,
+  device: RunWish['device'] = 'cpu',
 ): number {
   const half = encoding === 'bfloat16' || encoding === 'float16';
   const loaded = wish !== undefined && Object.hasOwn(loadedBytes, wish) ? loadedBytes[wish] : undefined;
   if (loaded !== undefined && plainEncodings.includes(encoding)) {
     return Math.ceil((weightBytes / (half ? 2 : 4)) * loaded);
   }
-  return half ? 2 * weightBytes : weightBytes;
+  return half && (device === 'cpu' || wish === 'float32') ? 2 * weightBytes : weightBytes;
 }
 
 /** Keys and values of one token in all layers, float32. */

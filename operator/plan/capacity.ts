@@ -4,6 +4,7 @@
  * can tell. Pure. The scheduler decides; this only chooses what to try first, so it never says "none" without knowing.
  */
 import type { AnyObject } from '../api/objects.ts';
+import { quantity } from './quantity.ts';
 
 export interface CapacityInput {
   readonly nodes: readonly AnyObject[];
@@ -46,6 +47,7 @@ export type Capacity =
   | { readonly known: false; readonly perPod: number; readonly message: string };
 
 interface Container {
+  readonly name?: string;
   readonly restartPolicy?: string;
   readonly resources?: {
     readonly limits?: Readonly<Record<string, unknown>>;
@@ -101,10 +103,7 @@ interface Taint {
   readonly effect: string;
 }
 
-const quantityOf = (value: unknown): number => {
-  const number = Number(value ?? 0);
-  return Number.isFinite(number) && number > 0 ? number : 0;
-};
+const quantityOf = (value: unknown): number => Math.max(0, quantity(value) ?? 0);
 
 const amountOf = (container: Container, resource: string): number =>
   quantityOf(container.resources?.requests?.[resource] ?? container.resources?.limits?.[resource]);
@@ -162,9 +161,6 @@ function meets(requirement: Requirement, value: string | undefined): boolean {
 
 /** Why no pod of this spec may be put on the node, apart from what is free there. */
 function exclusionOf(node: AnyObject, spec: PodSpec): string | undefined {
-  const labels = node.metadata.labels ?? {};
-  if (spec.nodeName !== undefined && spec.nodeName !== node.metadata.name)
-    return `the template names node ${spec.nodeName}`;
   const ready = (node.status?.conditions ?? []).find(
     (condition: { type: string }) => condition.type === 'Ready',
   );
@@ -181,6 +177,14 @@ function exclusionOf(node: AnyObject, spec: PodSpec): string | undefined {
       ? 'it is cordoned'
       : `of its taint ${refused.key}`;
   }
+  return misplacement(node, spec);
+}
+
+/** Why the template itself keeps its pods off the node, whatever state that is in. */
+export function misplacement(node: AnyObject, spec: PodSpec): string | undefined {
+  const labels = node.metadata.labels ?? {};
+  if (spec.nodeName !== undefined && spec.nodeName !== node.metadata.name)
+    return `the template names node ${spec.nodeName}`;
   for (const [key, value] of Object.entries(spec.nodeSelector ?? {})) {
     if (labels[key] !== value) return `of the node selector ${key}=${value}`;
   }

@@ -63,6 +63,9 @@ export interface PlanOptions {
 /** How often to look whether a foreign object has gone: it need not carry our labels, so no watch tells. */
 const conflictRequeueMs = 10_000;
 
+/** How often to look whether what may not run may by now: a node with larger GPUs, another admission policy. */
+const barredRequeueMs = 300_000;
+
 /** Names that the plan may want to create; the world must hold what is there under them, whoever owns it. */
 export function wantedChildren(world: World): { kind: string; name: string }[] {
   const { service } = world;
@@ -210,6 +213,7 @@ function planSpec(
       rollout.requeueAfterMs,
       resolution.requeueAfterMs,
       conflicts.length > 0 ? conflictRequeueMs : undefined,
+      obstacle.bars ? barredRequeueMs : undefined,
     ),
   };
 }

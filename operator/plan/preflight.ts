@@ -1,10 +1,15 @@
 /**
  * Can the revision that is asked for run at all? Enters: what a lookup found, the spec, the nodes. Leaves: what stands
- * against it, in words, before a pod is made. Pure; the judgement is the runtime's own.
+ * against it, in words, before a pod is made. Pure; the judgement is the runtime's own. What is not known stands against
+ * nothing: then it is tried.
  */
-import { kvBytesPerToken, preflight } from '../../runtime/preflight.ts';
+import { type CheckpointFacts, preflight, type RunWish } from '../../runtime/preflight.ts';
 import type { InferenceServiceSpec, ResolvedModel } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
+import { runtimeContainer } from '../resources/pod-template.ts';
+import { misplacement, type PodSpec } from './capacity.ts';
+import { largestGpuMiB } from './gpu-memory.ts';
+import { quantity } from './quantity.ts';
 
 /** Empty: nothing known stands against it. */
 export function preflightProblems(
@@ -14,23 +19,47 @@ export function preflightProblems(
 ): string[] {
   const facts = factsOf(model);
   if (facts === undefined) return [];
-  const { gpus = 0, quantization: encoding } = spec;
-  const problems = preflight(facts, {
+  const { gpus = 0, quantization: encoding, runtime = {} } = spec;
+  const { kvCacheMemoryBytes: kvBytes, kvCacheDtype } = runtime;
+  const wish: RunWish = {
     ranks: Math.max(1, gpus),
     ...(encoding === undefined ? {} : { encoding }),
-  }).map(({ message }) => message);
-  const largest = largestGpuMiB(nodes, spec.gpuResource ?? 'nvidia.com/gpu');
-  const neededMiB = Math.ceil((facts.weightBytes + kvBytesPerToken(facts) * minimalTokens) / 2 ** 20);
-  if (gpus > 0 && largest !== undefined && neededMiB > gpus * largest)
-    problems.push(
-      `about ${neededMiB} MiB are needed for weights and a minimal KV cache, ${gpus} GPUs of at most ${largest} MiB are there`,
-    );
-  return problems;
+    ...(kvBytes === undefined ? {} : { kvBytes }),
+    ...(kvCacheDtype === undefined ? {} : { kvElementBytes: elementBytes[kvCacheDtype] }),
+    ...(gpus === 0 ? hostMemory(spec) : gpuMemory(spec, nodes)),
+  };
+  return preflight(facts, wish).map(({ message }) => message);
 }
 
-const minimalTokens = 256;
+const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
-function factsOf(model: ResolvedModel): Parameters<typeof preflight>[0] | undefined {
+type Memory = Pick<RunWish, 'memoryBytes' | 'memorySource' | 'device'>;
+
+/** Without a limit it is the node's, which others share: that is found out. */
+function hostMemory(spec: InferenceServiceSpec): Memory {
+  const containers = templateSpec(spec).containers ?? [];
+  const limit = containers.find(({ name }) => name === runtimeContainer)?.resources?.limits?.memory;
+  const memoryBytes = quantity(limit);
+  return memoryBytes === undefined ? {} : { memoryBytes, memorySource: `the limit of ${limit}` };
+}
+
+/** Of the nodes where the pods may be, the largest GPUs; further nodes may have larger ones. */
+function gpuMemory(spec: InferenceServiceSpec, nodes: readonly AnyObject[]): Memory {
+  const { gpus = 0, gpuResource = 'nvidia.com/gpu', rollout } = spec;
+  if (rollout?.capacity?.mode === 'MayGrow') return {};
+  const podSpec = templateSpec(spec);
+  const possible = nodes.filter((node) => misplacement(node, podSpec) === undefined);
+  const each = largestGpuMiB(possible, gpuResource);
+  if (each === undefined) return {};
+  const memorySource = `${gpus} GPU${gpus === 1 ? '' : 's'} of ${gpus === 1 ? '' : 'at most '}${each} MiB`;
+  return { device: 'gpu', memoryBytes: gpus * each * 2 ** 20, memorySource };
+}
+
+function templateSpec({ template }: InferenceServiceSpec): PodSpec {
+  return (template?.spec ?? {}) as PodSpec;
+}
+
+function factsOf(model: ResolvedModel): CheckpointFacts | undefined {
   const { hidden, heads, kvHeads, headDim, intermediate, layers, vocabulary, quantization, bytes } = model;
   if (
     hidden === undefined ||
@@ -44,44 +73,8 @@ function factsOf(model: ResolvedModel): Parameters<typeof preflight>[0] | undefi
   )
     return undefined;
   return {
-    ...{
-      hidden,
-      heads,
-      kvHeads,
-      intermediate,
-      layers,
-      vocabulary,
-      encoding: quantization,
-      weightBytes: bytes,
-    },
+    ...{ hidden, heads, kvHeads, intermediate, layers, vocabulary },
+    ...{ encoding: quantization, weightBytes: bytes },
     ...(headDim === undefined ? {} : { headDim }),
   };
-}
-
-/** Of products whose name does not tell. MiB, as nvidia-smi has them. */
-const productMiB: readonly (readonly [RegExp, number])[] = [
-  [/\bT4\b/, 15_360],
-  [/\bL4\b/, 23_034],
-  [/\bA10G?\b/, 23_028],
-  [/\bL40S?\b/, 46_068],
-  [/\bA6000\b/, 49_140],
-  [/\bGH200\b|\bH200\b/, 143_771],
-  [/\bB200\b/, 183_359],
-];
-
-/** Of all nodes that have the resource; undefined where one of them does not say. */
-function largestGpuMiB(nodes: readonly AnyObject[], resource: string): number | undefined {
-  const having = nodes.filter((node) => Number(node.status?.allocatable?.[resource] ?? 0) > 0);
-  const sizes = having.map(({ metadata: { labels = {} } }) => gpuMiB(labels));
-  if (sizes.length === 0 || sizes.some((each) => each === undefined)) return undefined;
-  return Math.max(...(sizes as number[]));
-}
-
-function gpuMiB(labels: Readonly<Record<string, string>>): number | undefined {
-  const memory = Number(labels['nvidia.com/gpu.memory']);
-  if (Number.isFinite(memory) && memory > 0) return memory;
-  const product = (labels['nvidia.com/gpu.product'] ?? '').replaceAll('-', ' ');
-  const [, gigabytes] = /\b(\d+)GB\b/.exec(product) ?? [];
-  if (gigabytes !== undefined) return Number(gigabytes) * 1024;
-  return productMiB.find(([pattern]) => pattern.test(product))?.[1];
 }
