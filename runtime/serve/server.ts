@@ -2,6 +2,7 @@
  * A server from the first byte it listens to until it has ended in order. It listens before the model is loaded, so that
  * probes can follow the loading.
  */
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import type { Logger } from 'pino';
@@ -84,6 +85,7 @@ export class Server {
     // Nobody could have been sent to a server that was never ready.
     if (loaded) await sleep(delayMs);
     this.#lifecycle.refuse();
+    for (const app of this.#apps) app.server.closeIdleConnections();
     const graceOver = new AbortController();
     await Promise.race([this.#lifecycle.idle(), sleep(graceMs, graceOver.signal)]);
     graceOver.abort();
@@ -101,8 +103,20 @@ export class Server {
     await Promise.all(this.#apps.map((app) => app.close()));
   }
 
+  /**
+   * While the server ends, each answer is its connection's last, streamed or not: a client that kept the connection would
+   * go on sending here after the proxies have been told otherwise.
+   */
+  #endWithAnswer(request: IncomingMessage, response: ServerResponse): void {
+    const ending = () => this.#lifecycle.phase === 'draining' || this.#lifecycle.phase === 'refusing';
+    if (ending()) response.setHeader('connection', 'close');
+    // Its head went out before the end began, and promised to keep the connection.
+    else response.once('finish', () => ending() && request.socket.destroySoon());
+  }
+
   async #open(app: FastifyInstance, port: number, flag: string): Promise<string> {
     const { host } = this.#context.config;
+    app.server.prependListener('request', (request, response) => this.#endWithAnswer(request, response));
     try {
       await app.listen({ host, port, backlog });
     } catch (cause) {

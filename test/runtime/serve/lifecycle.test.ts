@@ -106,6 +106,19 @@ describe('shutting down', () => {
     await assert.rejects(running.get('/livez'));
   });
 
+  test('during the delay a streamed answer is the last of its connection too', async () => {
+    const running = await startServer();
+    running.server.ready(new ScriptedBackend());
+    const before = await running.post('/v1/completions', { ...completion, stream: true });
+    assert.equal(before.headers.get('connection'), 'keep-alive');
+    await before.text();
+    const ended = running.server.shutdown(5000, 1000);
+    const during = await running.post('/v1/completions', { ...completion, stream: true });
+    assert.equal(during.headers.get('connection'), 'close');
+    assert.equal((await events(during)).at(-1), '[DONE]');
+    assert.equal(await ended, 0);
+  });
+
   test('what runs beyond the grace is cut with an error', async () => {
     const running = await startServer();
     const backend = new ScriptedBackend(pausing(new Promise(() => {})));
