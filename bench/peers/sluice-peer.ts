@@ -20,7 +20,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     items.map(async ({ prompt, maxTokens }) => {
       const request = {
         id: `bench-${count++}`,
-        prompt: backend.tokenizer.tokenizer.encode(prompt),
+        prompt: backend.words.tokenizer.encode(prompt),
         sampling: { ...defaultSampling, temperature: 0, ignoreEos: true, maxTokens },
         stop: [],
       };

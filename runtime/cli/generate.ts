@@ -7,6 +7,7 @@ import { SluiceError } from '../errors.ts';
 import { defaultSampling } from '../sampling/parameters.ts';
 import type { Backend } from '../serve/backend.ts';
 import { answerLimit } from '../serve/sampling-request.ts';
+import { encodeChat, encodeTexts } from '../tokenizer/words.ts';
 import { type Command, commandHelp } from './help.ts';
 import { loadModel } from './load-model.ts';
 import { chosenModel } from './locate-model.ts';
@@ -179,7 +180,7 @@ async function generate(argv: readonly string[]): Promise<void> {
   view.end();
   const loadMs = performance.now() - loadStart;
   try {
-    const ids = await promptIds(backend, prompt, config);
+    const ids = promptIds(backend, prompt, config);
     await writeAnswer(backend, ids, config, loadMs);
   } finally {
     await backend.close();
@@ -188,25 +189,21 @@ async function generate(argv: readonly string[]): Promise<void> {
 
 type GenerateConfig = ReturnType<typeof loadConfig<typeof generateOptions>>;
 
-async function promptIds(
-  backend: Backend,
-  prompt: string,
-  { chat, system }: GenerateConfig,
-): Promise<number[]> {
-  const { tokenizer } = backend;
-  if (chat ?? tokenizer.template !== undefined) {
+function promptIds(backend: Backend, prompt: string, { chat, system }: GenerateConfig): number[] {
+  const { words } = backend;
+  if (chat ?? words.template !== undefined) {
     const messages = [
       ...(system === undefined ? [] : [{ role: 'system', content: system }]),
       { role: 'user', content: prompt },
     ];
-    return tokenizer.encodeChat(messages, { addSpecialTokens: false });
+    return encodeChat(words, messages, { addSpecialTokens: false });
   }
   if (system !== undefined)
     throw new SluiceError(
       'config_invalid',
       `--system ${JSON.stringify(system)}: only with a chat template; leave it out`,
     );
-  return tokenizer.encode(prompt, { addSpecialTokens: true });
+  return encodeTexts(words, [prompt], { addSpecialTokens: true })[0]!;
 }
 
 async function writeAnswer(

@@ -10,10 +10,11 @@ import { parseModel } from '../models/registry.ts';
 import { preflight } from '../preflight.ts';
 import type { SamplingParameters } from '../sampling/parameters.ts';
 import type { Backend, LoadingProgress } from '../serve/backend.ts';
+import { Intake } from '../serve/prepare/intake.ts';
 import type { TokenizerSource } from '../tokenizer/definition.ts';
 import { tokenizerFromGguf } from '../tokenizer/gguf.ts';
-import { TokenizerPool } from '../tokenizer/pool.ts';
 import { longestTokenBytes } from '../tokenizer/token-bound.ts';
+import { loadWords, type Words } from '../tokenizer/words.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { openCheckpoint } from '../weights/open.ts';
 import type { WeightQuantization } from '../weights/quantize.ts';
@@ -31,10 +32,9 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
   const source = { ...(await locateModel(config, hooks)), ...weightQuantization(config) };
   const checkpoint = openCheckpoint(source.path, source);
   checkWish(checkpoint, config);
-  const words = tokenizerSource(source.path, checkpoint);
-  const tokenizer = new TokenizerPool(words);
+  const words = loadWords(tokenizerSource(source.path, checkpoint));
   const llm = await LLM.load(
-    tokenizer.tokenizer,
+    words.tokenizer,
     {
       checkpoint: source,
       devices: config.devices,
@@ -57,7 +57,7 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
     },
     hooks,
   );
-  return new LlmBackend(llm, tokenizer, longestTokenBytes(words), samplingDefaults(checkpoint));
+  return new LlmBackend(llm, words, longestTokenBytes(words.source), samplingDefaults(checkpoint));
 }
 
 /** tokenizer.json where there is one; else what the GGUF's metadata says. */
@@ -67,19 +67,16 @@ function tokenizerSource(place: string, { path: file, metadata }: Checkpoint): T
 }
 
 class LlmBackend implements Backend {
-  readonly tokenizer: TokenizerPool;
+  readonly words: Words;
+  readonly intake: Intake;
   readonly longestTokenBytes: number | undefined;
   readonly samplingDefaults: Partial<SamplingParameters>;
   readonly #llm: LLM;
 
-  constructor(
-    llm: LLM,
-    tokenizer: TokenizerPool,
-    longest: number | undefined,
-    defaults: Partial<SamplingParameters>,
-  ) {
+  constructor(llm: LLM, words: Words, longest: number | undefined, defaults: Partial<SamplingParameters>) {
     this.#llm = llm;
-    this.tokenizer = tokenizer;
+    this.words = words;
+    this.intake = new Intake(words);
     this.longestTokenBytes = longest;
     this.samplingDefaults = defaults;
   }
@@ -129,7 +126,7 @@ class LlmBackend implements Backend {
   }
 
   async close() {
-    await Promise.all([this.#llm.close(), this.tokenizer.close()]);
+    await Promise.all([this.#llm.close(), this.intake.close()]);
   }
 }
 

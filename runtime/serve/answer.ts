@@ -9,21 +9,45 @@ import type { Backend } from './backend.ts';
 import type { ServerContext } from './context.ts';
 import { errorBody, userError } from './error-body.ts';
 import { type RunListener, runGeneration, type Usage } from './generation-run.ts';
+import type { BodyKind, PreparedBodies } from './prepare/prepare.ts';
 import { EventStream } from './sse.ts';
 
 export type Send = (chunk: unknown) => Promise<void>;
 
-/** The backend that a generating request is for. Throws SluiceError `unavailable`, or `overloaded` when too many wait. */
+/** The backend for a request that may be long. Throws SluiceError `unavailable`, or `overloaded` when too many wait. */
 export function backendFor({ config, lifecycle }: ServerContext): Backend {
   const backend = lifecycle.backend();
-  const { requestsWaiting } = backend.load();
   // The engine says so too, but only after the prompt has been tokenised.
-  if (requestsWaiting >= config.maxQueueSize)
+  const waiting = backend.load().requestsWaiting + backend.intake.pending;
+  if (waiting >= config.maxQueueSize)
     throw new SluiceError(
       'overloaded',
-      `${requestsWaiting} requests are waiting and at most ${config.maxQueueSize} may: try again later`,
+      `${waiting} requests are waiting and at most ${config.maxQueueSize} may: try again later`,
     );
   return backend;
+}
+
+/** A field that nobody knows is logged once; so many are remembered. */
+const mostReported = 1000;
+const reported = new Set<string>();
+
+/** The request's body as its route needs it. Throws SluiceError: what is wrong with it. */
+export async function prepareBody<K extends BodyKind>(
+  { servedNames }: ServerContext,
+  backend: Backend,
+  kind: K,
+  request: FastifyRequest,
+): Promise<PreparedBodies[K]> {
+  const { maxLength, longestTokenBytes, vocabulary, samplingDefaults } = backend;
+  const model = { servedNames, maxLength, longestTokenBytes, vocabulary, samplingDefaults };
+  const bytes = request.body as Buffer | undefined;
+  const { value, unknownFields } = await backend.intake.prepare(kind, bytes, model, request.account.signal);
+  for (const field of unknownFields) {
+    if (reported.has(field) || reported.size >= mostReported) continue;
+    reported.add(field);
+    request.log.warn({ field }, 'unknown field ignored');
+  }
+  return value;
 }
 
 /** A stream on which nothing has been said for so long says that it lives: proxies close silent connections. */

@@ -9,7 +9,6 @@ import Fastify, {
   LogController,
 } from 'fastify';
 import type { Logger } from 'pino';
-import { SluiceError } from '../errors.ts';
 import { ApiKeys } from './api-keys.ts';
 import type { ServerContext } from './context.ts';
 import { errorBody, userError } from './error-body.ts';
@@ -85,14 +84,8 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
   }) as unknown as FastifyInstance;
   // Whatever the type says: curl -d calls JSON a form.
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => {
-    try {
-      done(null, JSON.parse(body as string));
-    } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
-      done(new SluiceError('request_invalid', `the body is not JSON: ${reason}`, { cause }));
-    }
-  });
+  // The routes say by which thread a body is parsed.
+  app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => done(null, body));
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id);
     const trace = traceContext(request.headers.traceparent);

@@ -5,10 +5,13 @@
 import type { GenerationEvent, GenerationRequest } from '../generation.ts';
 import type { LoadSnapshot } from '../metrics.ts';
 import type { SamplingParameters } from '../sampling/parameters.ts';
-import type { TokenizerPool } from '../tokenizer/pool.ts';
+import type { Words } from '../tokenizer/words.ts';
+import type { Intake } from './prepare/intake.ts';
 
 export interface Backend {
-  readonly tokenizer: TokenizerPool;
+  readonly words: Words;
+  /** Reads requests for this model. */
+  readonly intake: Intake;
   /** Longest sequence in tokens, prompt and answer together. */
   readonly maxLength: number;
   /** The most bytes of text that one token can stand for; undefined where there is no such bound. */

@@ -1,6 +1,6 @@
 /**
  * The parts that OpenAI's request bodies share, and the one way in which bodies are parsed: a documented field that
- * would change the answer and is not supported is refused by name, an unknown one is reported once in the log.
+ * would change the answer and is not supported is refused by name, an unknown one is reported.
  */
 import { z } from 'zod';
 import { SluiceError } from '../errors.ts';
@@ -21,10 +21,14 @@ export function refused(reason: string, harmless: (value: unknown) => boolean = 
 /** A documented field that changes no answer. */
 export const ignored = z.unknown().transform(() => undefined);
 
+/** Every token is searched for these. */
+const longestText = 4096;
+const oneOfList = z.string().max(longestText);
+
 const listOrOne = (name: string) =>
   z
-    .union([z.string(), z.array(z.string()).max(64)], {
-      error: `expected a string or a list of at most 64 strings`,
+    .union([oneOfList, z.array(oneOfList).max(64)], {
+      error: `expected a string or a list of at most 64 strings, each of at most ${longestText} characters`,
     })
     .transform((value) => (Array.isArray(value) ? value : [value]))
     .refine((values) => values.every((value) => value.length > 0), {
@@ -49,7 +53,7 @@ export const samplingFields = {
   frequency_penalty: maybe(z.number().min(-2).max(2)),
   repetition_penalty: maybe(z.number().gt(0).max(10)),
   logit_bias: maybe(
-    z.record(z.string().regex(/^\d+$/, 'expected token ids as keys'), z.number().min(-100).max(100)),
+    z.record(z.string().regex(/^(0|[1-9]\d*)$/, 'expected token ids as keys'), z.number().min(-100).max(100)),
   ),
   stream: maybe(z.boolean()),
   priority: maybe(
@@ -85,8 +89,6 @@ export const samplingFields = {
   ).optional(),
 };
 
-const reported = new Set<string>();
-
 /** Throws SluiceError `request_invalid` for the first thing that is wrong. */
 export function parseBody<S extends z.ZodObject>(
   schema: S,
@@ -96,9 +98,7 @@ export function parseBody<S extends z.ZodObject>(
   if (typeof body !== 'object' || body === null || Array.isArray(body))
     throw new SluiceError('request_invalid', 'the body is no JSON object; the form is {"model": "...", ...}');
   for (const field of Object.keys(body)) {
-    if (field in schema.shape || reported.has(field) || reported.size >= 1000) continue;
-    reported.add(field);
-    onUnknown(field);
+    if (!(field in schema.shape)) onUnknown(clip(field));
   }
   const result = schema.safeParse(body);
   if (result.success) return result.data;

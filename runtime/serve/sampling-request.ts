@@ -2,7 +2,7 @@
 import type { z } from 'zod';
 import { SluiceError } from '../errors.ts';
 import { defaultSampling, type SamplingParameters } from '../sampling/parameters.ts';
-import type { Backend } from './backend.ts';
+import type { ModelFacts } from './prepare/model-facts.ts';
 import type { samplingFields } from './request-schema.ts';
 
 export type SamplingFields = {
@@ -84,10 +84,21 @@ export function checkChoices(body: {
     );
 }
 
+/** Throws SluiceError `request_invalid` for options of a stream without one. */
+export function checkStreamOptions(body: {
+  readonly stream?: boolean | undefined;
+  readonly stream_options?: object | undefined;
+}): void {
+  if (body.stream_options === undefined || body.stream) return;
+  throw new SluiceError('request_invalid', 'stream_options: allowed only with stream: true', {
+    param: 'stream_options',
+  });
+}
+
 /** Throws SluiceError `context_exceeded` for a text that cannot fit however it is tokenised: without tokenising it. */
 export function checkTextLength(
   text: string,
-  { longestTokenBytes, maxLength }: Pick<Backend, 'longestTokenBytes' | 'maxLength'>,
+  { longestTokenBytes, maxLength }: Pick<ModelFacts, 'longestTokenBytes' | 'maxLength'>,
   field: string,
 ): void {
   // A text has at least as many bytes as UTF-16 units.

@@ -23,6 +23,7 @@ const finite = (logprob: number) => Math.max(logprob, leastLogprob);
 export class TokenNames {
   readonly #tokenizer: Tokenizer;
   readonly #asIds: boolean;
+  readonly #utf8 = new TextDecoder('utf-8', { ignoreBOM: true });
 
   constructor(tokenizer: Tokenizer, asIds: boolean) {
     this.#tokenizer = tokenizer;
@@ -30,7 +31,7 @@ export class TokenNames {
   }
 
   text(id: number): string {
-    return new TextDecoder('utf-8', { ignoreBOM: true }).decode(this.#tokenizer.bytesOf(id));
+    return this.#utf8.decode(this.#tokenizer.bytesOf(id));
   }
 
   name(id: number): string {

@@ -1,39 +1,22 @@
 /** POST /v1/completions. */
+import { setImmediate } from 'node:timers/promises';
 import type { FastifyInstance } from 'fastify';
-import { SluiceError } from '../../errors.ts';
-import type { FinishReason, GenerationRequest, TokenLogprob } from '../../generation.ts';
-import { backendFor, streamAnswer } from '../answer.ts';
+import type { FinishReason, TokenLogprob } from '../../generation.ts';
+import { backendFor, prepareBody, streamAnswer } from '../answer.ts';
 import type { Backend } from '../backend.ts';
-import { type CompletionBody, completionSchema } from '../completion-schema.ts';
-import { checkModel, type ServerContext } from '../context.ts';
+import type { ServerContext } from '../context.ts';
 import { type RunListener, runGeneration, type Usage } from '../generation-run.ts';
-import { parseBody } from '../request-schema.ts';
-import {
-  answerLimit,
-  checkChoices,
-  checkTextLength,
-  checkTokenIds,
-  samplingParameters,
-} from '../sampling-request.ts';
+import type { PreparedCompletion } from '../prepare/completion.ts';
 import { type CompletionLogprobs, TokenNames } from '../token-text.ts';
-
-/** OpenAI's default for max_tokens here. */
-const defaultAnswerTokens = 16;
 
 export function registerCompletions(app: FastifyInstance, context: ServerContext): void {
   app.post('/v1/completions', async (request, reply) => {
     const backend = backendFor(context);
-    const body = parseBody(completionSchema, request.body, (field) =>
-      request.log.warn({ field }, 'unknown field ignored'),
-    );
-    checkModel(context, body.model);
-    checkCombinations(body);
+    const prepared = await prepareBody(context, backend, 'completion', request);
+    const body = prepared.fields;
     const { signal, usage } = request.account;
-    const prompts = await promptIds(backend, body);
-    const requests = prompts.map((prompt, index) =>
-      generationRequest(backend, body, prompt, `${request.id}-${index}`),
-    );
-    const writer = new CompletionWriter(context, backend, body, prompts, request.id);
+    const requests = prepared.requests.map((each, index) => ({ ...each, id: `${request.id}-${index}` }));
+    const writer = new CompletionWriter(context, backend, prepared, request.id);
     if (body.stream) {
       await streamAnswer(context, backend, request, reply, requests, {
         listener: (send) => writer.listener(async (choice) => send(writer.chunk([choice]))),
@@ -53,60 +36,12 @@ export function registerCompletions(app: FastifyInstance, context: ServerContext
     );
     return {
       ...writer.chunk(choices.inOrder()),
-      ...(body.return_token_ids && prompts.length === 1 ? { prompt_token_ids: prompts[0] } : {}),
+      ...(body.return_token_ids && requests.length === 1
+        ? { prompt_token_ids: Array.from(requests[0]!.prompt) }
+        : {}),
       usage: usageBody(usage),
     };
   });
-}
-
-function checkCombinations(body: CompletionBody): void {
-  checkChoices(body);
-  if (body.stream_options !== undefined && !body.stream)
-    throw new SluiceError('request_invalid', 'stream_options: allowed only with stream: true', {
-      param: 'stream_options',
-    });
-}
-
-async function promptIds(backend: Backend, body: CompletionBody): Promise<readonly number[][]> {
-  const { prompt } = body;
-  const options = { addSpecialTokens: body.add_special_tokens ?? true };
-  if ('texts' in prompt) for (const text of prompt.texts) checkTextLength(text, backend, 'prompt');
-  const prompts = 'ids' in prompt ? prompt.ids : await backend.tokenizer.encodeAll(prompt.texts, options);
-  prompts.forEach((ids, index) => {
-    const field = prompts.length === 1 ? 'prompt' : `prompt[${index}]`;
-    checkTokenIds(ids, backend.vocabulary, field);
-    if (ids.length === 0)
-      throw new SluiceError('request_invalid', `${field}: holds no tokens; it must hold at least one`, {
-        param: field,
-      });
-  });
-  return prompts;
-}
-
-function generationRequest(
-  backend: Backend,
-  body: CompletionBody,
-  prompt: readonly number[],
-  id: string,
-): GenerationRequest {
-  const { n = 1, best_of: bestOf = n, logprobs, echo } = body;
-  const maxTokens = answerLimit(
-    prompt.length,
-    body.max_tokens,
-    defaultAnswerTokens,
-    backend.maxLength,
-    'max_tokens',
-  );
-  const route = { maxTokens, bestOf, logprobs, promptLogprobs: echo ? logprobs : undefined };
-  return {
-    id,
-    prompt,
-    sampling: samplingParameters(body, route, backend.samplingDefaults),
-    stop: body.stop ?? [],
-    priority: body.priority ?? 0,
-    cacheSalt: body.cache_salt ?? '',
-    skipSpecialTokens: body.skip_special_tokens ?? true,
-  };
 }
 
 interface CompletionChoice {
@@ -121,30 +56,21 @@ interface CompletionChoice {
 
 /** Turns the events of a run into pieces of choices, echoed prompts first. */
 class CompletionWriter {
-  readonly #body: CompletionBody;
-  readonly #prompts: readonly (readonly number[])[];
-  readonly #backend: Backend;
+  readonly #prepared: PreparedCompletion;
   readonly #names: TokenNames;
   readonly #head: object;
   /** Characters of each choice sent so far, for text_offset. */
   readonly #offsets = new Map<number, number>();
 
-  constructor(
-    context: ServerContext,
-    backend: Backend,
-    body: CompletionBody,
-    prompts: readonly (readonly number[])[],
-    id: string,
-  ) {
-    this.#body = body;
-    this.#prompts = prompts;
-    this.#backend = backend;
-    this.#names = new TokenNames(backend.tokenizer.tokenizer, body.return_tokens_as_token_ids ?? false);
+  constructor(context: ServerContext, backend: Backend, prepared: PreparedCompletion, id: string) {
+    const { model, return_tokens_as_token_ids: asIds = false } = prepared.fields;
+    this.#prepared = prepared;
+    this.#names = new TokenNames(backend.words.tokenizer, asIds);
     this.#head = {
       id: `cmpl-${id}`,
       object: 'text_completion',
       created: Math.floor(Date.now() / 1000),
-      model: body.model,
+      model,
       system_fingerprint: `sluice-${context.version}`,
     };
   }
@@ -154,21 +80,25 @@ class CompletionWriter {
   }
 
   listener(emit: (choice: CompletionChoice) => Promise<void>): RunListener {
-    const { n = 1, echo, logprobs, return_token_ids: withIds } = this.#body;
+    const { n = 1, echo, logprobs, return_token_ids: withIds } = this.#prepared.fields;
     return {
       onPrompt: async (prompt, promptLogprobs) => {
         if (!echo && !withIds) return;
-        const ids = this.#prompts[prompt]!;
-        const text = echo ? this.#promptText(prompt, ids) : '';
+        const ids = this.#prepared.requests[prompt]!.prompt;
+        const plain = { text: '', logprobs: null, finish_reason: null };
         for (let choice = 0; choice < n; choice++) {
-          const entries = ids.map((id, position) => ({ id, logprob: promptLogprobs?.[position] ?? null }));
-          await emit({
-            index: prompt * n + choice,
-            text,
-            logprobs: echo && logprobs !== undefined ? this.#logprobs(prompt * n + choice, entries) : null,
-            finish_reason: null,
-            ...(withIds ? { prompt_token_ids: ids, token_ids: [] } : {}),
-          });
+          const index = prompt * n + choice;
+          const given = withIds ? { prompt_token_ids: Array.from(ids), token_ids: [] } : {};
+          const first = { ...plain, index, text: this.#prepared.echoes[prompt] ?? '', ...given };
+          if (!echo || logprobs === undefined) {
+            await emit(first);
+            continue;
+          }
+          let sent = false;
+          for await (const part of this.#promptLogprobs(index, ids, promptLogprobs ?? [])) {
+            await emit({ ...(sent ? { ...plain, index } : first), logprobs: part });
+            sent = true;
+          }
         }
       },
       onDelta: async ({ index, text, tokenIds, logprobs: tokens }) => {
@@ -188,10 +118,21 @@ class CompletionWriter {
     };
   }
 
-  #promptText(index: number, ids: readonly number[]): string {
-    const { prompt, skip_special_tokens: skipSpecialTokens = true } = this.#body;
-    if ('texts' in prompt) return prompt.texts[index]!;
-    return this.#backend.tokenizer.tokenizer.decode(ids, { skipSpecialTokens });
+  /** Those of a prompt in parts, between which others have the event loop. */
+  async *#promptLogprobs(
+    index: number,
+    ids: ArrayLike<number>,
+    logprobs: readonly (TokenLogprob | null)[],
+  ): AsyncIterable<CompletionLogprobs> {
+    for (let start = 0; start < ids.length; start += tokensAtOnce) {
+      const length = Math.min(tokensAtOnce, ids.length - start);
+      const entries = Array.from({ length }, (_, i) => ({
+        id: ids[start + i]!,
+        logprob: logprobs[start + i] ?? null,
+      }));
+      yield this.#logprobs(index, entries);
+      await setImmediate();
+    }
   }
 
   #logprobs(
@@ -204,6 +145,9 @@ class CompletionWriter {
     return logprobs;
   }
 }
+
+/** A few milliseconds of work with 20 alternatives each. */
+const tokensAtOnce = 512;
 
 const entriesOf = (tokens: readonly TokenLogprob[]) => tokens.map((logprob) => ({ id: logprob.id, logprob }));
 

@@ -1,6 +1,7 @@
 /** GET /v1/models and /v1/models/{name}; names may hold slashes. */
 import type { FastifyInstance } from 'fastify';
-import { checkModel, type ServerContext } from '../context.ts';
+import type { ServerContext } from '../context.ts';
+import { checkModel } from '../prepare/model-facts.ts';
 
 export function registerModels(app: FastifyInstance, context: ServerContext): void {
   const describe = (id: string) => ({

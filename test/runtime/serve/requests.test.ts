@@ -471,15 +471,31 @@ describe('answers', () => {
   test('long texts are tokenised to the same ids as short ones', async () => {
     const prompt = 'Hello! '.repeat(3000);
     const { tokens } = (await (await running.post('/tokenize', { prompt })).json()) as { tokens: number[] };
-    assert.deepEqual(tokens, backend.tokenizer.tokenizer.encode(prompt));
+    assert.deepEqual(tokens, backend.words.tokenizer.encode(prompt));
     const messages = [{ role: 'user', content: prompt }];
     const answer = (await (await running.post('/tokenize', { messages })).json()) as { tokens: number[] };
     assert.deepEqual(
       answer.tokens,
-      backend.tokenizer.tokenizer.encode(backend.tokenizer.template!.render(messages), {
+      backend.words.tokenizer.encode(backend.words.template!.render(messages), {
         addSpecialTokens: false,
       }),
     );
+  });
+
+  test('probes are answered while a large body is read', async () => {
+    const large = await startServer();
+    const model = new ScriptedBackend();
+    large.server.ready(model);
+    const leave = new AbortController();
+    const prompt = 'Hello! '.repeat(700_000);
+    const answer = large.post('/tokenize', { prompt }, {}, leave.signal).catch(() => undefined);
+    while (model.intake.pending === 0) assert.equal((await large.get('/health')).status, 200);
+    for (const route of ['/health', '/livez', '/readyz', '/metrics'])
+      assert.equal((await large.get(route)).status, 200);
+    assert.equal(model.intake.pending, 1, 'the body is still being read');
+    leave.abort();
+    await answer;
+    await large.server.shutdown(0, 0);
   });
 
   test('models, by list and by name', async () => {

@@ -4,15 +4,17 @@ import { pino } from 'pino';
 import { loadConfig } from '../../../runtime/config.ts';
 import type { GenerationEvent, GenerationRequest } from '../../../runtime/generation.ts';
 import type { Backend } from '../../../runtime/serve/backend.ts';
+import { Intake } from '../../../runtime/serve/prepare/intake.ts';
 import { Server } from '../../../runtime/serve/server.ts';
-import { TokenizerPool } from '../../../runtime/tokenizer/pool.ts';
+import { loadWords } from '../../../runtime/tokenizer/words.ts';
 
 export const tiny = path.resolve(import.meta.dirname, '../../../examples/models/tiny');
 
 export type Script = (request: GenerationRequest, signal: AbortSignal) => AsyncIterable<GenerationEvent>;
 
 export class ScriptedBackend implements Backend {
-  readonly tokenizer = new TokenizerPool(tiny);
+  readonly words = loadWords(tiny);
+  readonly intake = new Intake(this.words);
   readonly maxLength = 64;
   readonly longestTokenBytes = 16;
   readonly vocabulary = 2048;
@@ -66,7 +68,7 @@ export class ScriptedBackend implements Backend {
   }
 
   close() {
-    return this.tokenizer.close();
+    return this.intake.close();
   }
 }
 

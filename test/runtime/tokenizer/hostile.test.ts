@@ -12,8 +12,8 @@ import { parseModel } from '../../../runtime/models/registry.ts';
 import { loadChatTemplate } from '../../../runtime/tokenizer/chat-template.ts';
 import { tokenizerFromGguf } from '../../../runtime/tokenizer/gguf.ts';
 import { loadTokenizer } from '../../../runtime/tokenizer/hugging-face.ts';
-import { TokenizerPool } from '../../../runtime/tokenizer/pool.ts';
 import { withTimeLimit } from '../../../runtime/tokenizer/time-limit.ts';
+import { encodeChat, loadWords } from '../../../runtime/tokenizer/words.ts';
 import { openCheckpoint } from '../../../runtime/weights/open.ts';
 import { goldenNames, goldens } from '../../support/golden-tokenizer.ts';
 
@@ -341,8 +341,8 @@ for (const [name, text] of bombs)
     const tokenizer = smallTokenizers()[0]!.tokenizer as Record<string, unknown>;
     const before = process.memoryUsage().rss;
     const attempt = async () => {
-      const pool = new TokenizerPool({ path: 'bomb', tokenizer, config: { chat_template: text } });
-      await pool.encodeChat([{ role: 'user', content: 'hi' }], { addSpecialTokens: false });
+      const words = loadWords({ path: 'bomb', tokenizer, config: { chat_template: text } });
+      encodeChat(words, [{ role: 'user', content: 'hi' }], { addSpecialTokens: false });
     };
     await assert.rejects(attempt, (error) => error instanceof SluiceError && !error.message.includes('\n'));
     assert.ok(process.memoryUsage().rss - before < 512 << 20);
