@@ -9,10 +9,11 @@ import type { ModelSpec } from '../models/model.ts';
 import { type QuantizedCompute, shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import type { RopeSpec } from '../models/rope.ts';
-import { planShards } from '../models/shard.ts';
+import { planShards, rangeSize } from '../models/shard.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
 import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
+import { type LogitsTile, shareTile } from './kernels/logits-tile.ts';
 import type { KvDType } from './kernels/paged-attention.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
 import { chooseRowInt8Limit, type PrefillWeights } from './many-row-weights.ts';
@@ -61,7 +62,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   const plan = planRanks(options.devices ?? { kind: 'auto' }, options.threads ?? cores, spec.kvHeads, cores);
   const ranks = plan.devices.length;
   // Refuses a number of ranks that cannot be before any thread starts.
-  planShards(spec, ranks, shardUnits(spec, checkpoint));
+  const shards = planShards(spec, ranks, shardUnits(spec, checkpoint));
   if (options.maxLength !== undefined && options.maxLength > spec.maxLength) {
     throw new SluiceError(
       'config_invalid',
@@ -98,7 +99,10 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       availableBytes(),
     ),
     profilePrefix: options.profilePrefix ?? null,
-    logits: new SharedArrayBuffer(logitTileRows * spec.vocabulary * 4),
+    logits: shareTile(
+      logitTileRows,
+      shards.map(({ vocabulary }) => rangeSize(vocabulary)),
+    ),
   };
   const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);
   let engine: RankedEngine | undefined;
@@ -139,7 +143,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       weightBytes: checkpoint.weightBytes,
       prefillWeightBytes: total((sizes) => sizes.manyRowBytes),
     };
-    engine = new RankedEngine(info, limits, rank, collective, threads, load.logits, spec.rope);
+    engine = new RankedEngine(info, limits, rank, collective, threads, rank.logits, spec.rope);
     engine.warmUp();
     options.onProgress?.({ phase: 'warmup', done: 1, total: 1 });
     return engine;
@@ -195,7 +199,7 @@ class RankedEngine implements Engine {
   readonly #rank: Rank;
   readonly #collective: Collective;
   readonly #threads: readonly RankThread[];
-  readonly #logits: Float32Array;
+  readonly #logits: LogitsTile;
   readonly #message: Int32Array;
   /** Of the step in progress: slice and row within it of each row of logits. */
   readonly #rowSlices: Int32Array;
@@ -208,7 +212,7 @@ class RankedEngine implements Engine {
     rank: Rank,
     collective: Collective,
     threads: readonly RankThread[],
-    logits: SharedArrayBuffer,
+    logits: LogitsTile,
     rope: RopeSpec,
   ) {
     this.info = info;
@@ -217,7 +221,7 @@ class RankedEngine implements Engine {
     this.#rank = rank;
     this.#collective = collective;
     this.#threads = threads;
-    this.#logits = new Float32Array(logits);
+    this.#logits = logits;
     this.#message = new Int32Array(messageCapacity(limits));
     this.#rowSlices = new Int32Array(limits.maxStepTokens);
     this.#rowIndices = new Int32Array(limits.maxStepTokens);
@@ -237,13 +241,12 @@ class RankedEngine implements Engine {
     // A batch that breaks the limits is the caller's bug and harms nobody else.
     const length = writeMessage(batch, this.#limits, this.#message);
     this.#noteRows(batch);
-    const { vocabulary } = this.info;
     try {
       const words = this.#message.subarray(0, length);
       this.#collective.broadcast(words);
-      this.#rank.run(words, (first, count) => {
-        for (let i = 0; i < count; i++) {
-          const logits = this.#logits.subarray(i * vocabulary, (i + 1) * vocabulary);
+      this.#rank.run(words, (first, rows) => {
+        for (const [i, { logSumExp, weighing }] of rows.entries()) {
+          const logits = this.#logits.row(i, logSumExp, weighing);
           onRow(this.#rowSlices[first + i]!, this.#rowIndices[first + i]!, logits);
         }
       });

@@ -3,6 +3,7 @@
  * out. Block ids and positions are decided by kv/ and scheduler/; the engine owns the tensors behind them.
  */
 
+import type { LogitsRow, Weighing } from '../logits.ts';
 import type { RopeSpec } from '../models/rope.ts';
 
 /** One sequence's share of a step. */
@@ -14,6 +15,9 @@ export interface StepSlice {
   readonly blocks: ArrayLike<number>;
   /** Which of the slice's rows need logits. */
   readonly logits: 'none' | 'last' | 'all';
+  /** Whether `logSumExp` will be asked of these rows, and how the last of them will be weighed, if it will. */
+  readonly logSumExp?: boolean;
+  readonly weighing?: Weighing | undefined;
   /** Which rotary table these tokens are turned by (models/rope.ts); default 0. */
   readonly ropeVariant?: number;
 }
@@ -33,9 +37,10 @@ export interface StepBatch {
 
 /**
  * Called once for each row that asked for logits, in the order of the batch.
- * `logits` ([vocabulary], float32) is the engine's own memory: valid, and free to be overwritten, during the call only.
+ * `logits` is the engine's own memory: valid during the call only. What the slice foretold of its use has been computed by
+ * all ranks together; the rest is computed when it is asked for.
  */
-export type OnRow = (slice: number, row: number, logits: Float32Array) => void;
+export type OnRow = (slice: number, row: number, logits: LogitsRow) => void;
 
 export interface EngineInfo {
   readonly architecture: string;

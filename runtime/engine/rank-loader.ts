@@ -14,6 +14,7 @@ import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
+import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
 import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
 import { Rank } from './rank.ts';
@@ -55,8 +56,7 @@ export interface RankLoad {
   /** Weights for steps of many rows are quantized to -limit .. limit; null: there are none. */
   readonly rowInt8Limit: number | null;
   readonly profilePrefix: string | null;
-  /** [logitTileRows, vocabulary] float32. */
-  readonly logits: SharedArrayBuffer;
+  readonly logits: SharedTile;
 }
 
 export interface RankSizes {
@@ -138,10 +138,9 @@ export async function loadRank(
         rope: new RopeAngles(model.spec.rope),
         state,
         hiddenSize: model.spec.hidden,
-        vocabulary: model.spec.vocabulary,
-        share: { first: vocabulary.start, count: rangeSize(vocabulary) },
+        share: rangeSize(vocabulary),
         maxStepTokens: limits.maxStepTokens,
-        logits: new Float32Array(load.logits),
+        logits: new LogitsTile(load.logits, rank),
       });
     },
   };

@@ -6,11 +6,12 @@ import type { CustomOpDomain } from '../ort/custom-op.ts';
 import type { Runner } from '../ort/session.ts';
 import type { Collective } from './collective/collective.ts';
 import type { CompiledGraph } from './compile.ts';
+import type { LogitsTile } from './kernels/logits-tile.ts';
 import type { PagedAttention } from './kernels/paged-attention.ts';
 import type { StepState } from './ops.ts';
 import type { RopeAngles } from './rope.ts';
 import { RowBuffer } from './row-buffer.ts';
-import { readMessage } from './step-message.ts';
+import { type LogitRow, readMessage } from './step-message.ts';
 
 /** Logits are made this many rows at a time. */
 export const logitTileRows = 32;
@@ -32,12 +33,10 @@ export interface RankOptions {
   readonly rope: RopeAngles;
   readonly state: StepState;
   readonly hiddenSize: number;
-  readonly vocabulary: number;
-  /** The ids whose logits this rank makes. */
-  readonly share: { readonly first: number; readonly count: number };
+  /** How many ids' logits this rank makes. */
+  readonly share: number;
   readonly maxStepTokens: number;
-  /** [logitTileRows, vocabulary] float32, shared by all ranks. */
-  readonly logits: Float32Array;
+  readonly logits: LogitsTile;
 }
 
 export class Rank implements Disposable {
@@ -51,15 +50,17 @@ export class Rank implements Disposable {
   readonly #head: Runner;
   readonly #manyRowsBody: Runner;
 
+  get logits(): LogitsTile {
+    return this.#options.logits;
+  }
+
   constructor(options: RankOptions) {
-    const { body, head, manyRowsBody, rope, hiddenSize, vocabulary, share, maxStepTokens, logits } = options;
+    const { body, head, manyRowsBody, rope, hiddenSize, share, maxStepTokens, logits } = options;
     this.#options = options;
     this.#tokens = new RowBuffer(new Int32Array(maxStepTokens), 'int32');
     this.#hidden = new RowBuffer(new Float32Array(maxStepTokens * hiddenSize), 'float32', hiddenSize);
     this.#headInput = new RowBuffer(new Float32Array(logitTileRows * hiddenSize), 'float32', hiddenSize);
-    // A rank that makes all logits makes them in place.
-    const own = share.count === vocabulary ? logits : new Float32Array(logitTileRows * share.count);
-    this.#headOutput = new RowBuffer(own, 'float32', share.count);
+    this.#headOutput = new RowBuffer(logits.output, 'float32', share);
     this.#angles = new Float32Array(maxStepTokens * rope.rowFloats);
     const prepare = ({ session }: CompiledGraph): Runner => session.prepare(['tokens'], ['hidden']);
     this.#body = prepare(body);
@@ -68,10 +69,10 @@ export class Rank implements Disposable {
   }
 
   /**
-   * Runs a step. `onTile` is called after each tile on every rank: rows [first, first + count) of those that asked for
-   * logits now lie in the shared logits.
+   * Runs a step. `onTile` is called after each tile on every rank: these rows, from the `first` of those that asked for
+   * logits on, now lie in the tile.
    */
-  run(words: Int32Array, onTile?: (first: number, count: number) => void): void {
+  run(words: Int32Array, onTile?: (first: number, rows: readonly LogitRow[]) => void): void {
     const { attention, rope, state, collective, hiddenSize } = this.#options;
     const { tokens, copies, logitRows, plan } = readMessage(words);
     for (const { from, to, rows } of copies) attention.copyBlock(from, to, rows);
@@ -89,27 +90,26 @@ export class Rank implements Disposable {
     runner.run([this.#tokens.value(count)], [this.#hidden.value(count)]);
     const hidden = this.#hidden.memory;
     for (let first = 0; first < logitRows.length; first += logitTileRows) {
-      const rows = Math.min(logitTileRows, logitRows.length - first);
-      for (let i = 0; i < rows; i++) {
-        const from = logitRows[first + i]! * hiddenSize;
-        this.#headInput.memory.set(hidden.subarray(from, from + hiddenSize), i * hiddenSize);
+      const rows = logitRows.slice(first, first + logitTileRows);
+      for (const [i, { row }] of rows.entries()) {
+        this.#headInput.memory.set(hidden.subarray(row * hiddenSize, (row + 1) * hiddenSize), i * hiddenSize);
       }
       // Rank 0 may still be reading the tile before.
       if (first > 0) collective.barrier();
-      this.#head.run([this.#headInput.value(rows)], [this.#headOutput.value(rows)]);
-      this.#shareLogits(rows);
-      collective.barrier();
+      this.#head.run([this.#headInput.value(rows.length)], [this.#headOutput.value(rows.length)]);
+      this.#reduce(rows);
       onTile?.(first, rows);
     }
   }
 
-  #shareLogits(rows: number): void {
-    const { share, vocabulary, logits } = this.#options;
-    if (share.count === vocabulary) return;
-    const own = this.#headOutput.memory;
-    for (let i = 0; i < rows; i++) {
-      logits.set(own.subarray(i * share.count, (i + 1) * share.count), i * vocabulary + share.first);
-    }
+  /** This rank's part of what the rows are for. Ranks need each other's greatest before they can weigh. */
+  #reduce(rows: readonly LogitRow[]): void {
+    const { logits, collective } = this.#options;
+    for (const [i, { logSumExp }] of rows.entries()) logits.reduce(i, logSumExp);
+    collective.barrier();
+    if (rows.every(({ weighing }) => weighing === undefined)) return;
+    for (const [i, { weighing }] of rows.entries()) if (weighing) logits.weigh(i, weighing);
+    collective.barrier();
   }
 
   close(): void {

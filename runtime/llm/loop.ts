@@ -8,6 +8,7 @@ import type { TokenLogprob } from '../generation.ts';
 import { BlockPool } from '../kv/block-pool.ts';
 import { KvCache } from '../kv/kv-cache.ts';
 import { TokenChain } from '../kv/token-chain.ts';
+import type { LogitsRow } from '../logits.ts';
 import { ChoiceState } from '../sampling/choice-state.ts';
 import { type Sampled, Sampler } from '../sampling/sampler.ts';
 import { Scheduler, type SchedulerOptions, type Slice } from '../scheduler/scheduler.ts';
@@ -144,17 +145,20 @@ export class GenerationLoop {
     const { chain, table } = sequence;
     const position = table.length;
     const samples = tokens === sequence.remaining && job.request.sampling.maxTokens > 0;
+    const state = job.choices.get(sequence.choice)!.state;
     return {
       tokens: chain.slice(position, position + tokens),
       position,
       blocks: table.blocks,
       logits: sequence.needsAllRows ? 'all' : samples ? 'last' : 'none',
+      logSumExp: sequence.needsAllRows || state.parameters.logprobs !== undefined,
+      weighing: samples ? this.#sampler.weighing(state) : undefined,
       ropeVariant: this.#engine.rope?.variant(chain.length) ?? 0,
     };
   }
 
   /** Row r of the prompt tells how likely its token r + 1 was. */
-  #rankPrompt(sequence: Sequence, row: number, logits: Float32Array): void {
+  #rankPrompt(sequence: Sequence, row: number, logits: LogitsRow): void {
     if (!sequence.needsAllRows) return;
     const { request, promptLogprobs } = this.#jobOf(sequence);
     const next = sequence.table.length + row + 1;
@@ -167,7 +171,7 @@ export class GenerationLoop {
   }
 
   /** The next token of each choice that the sequence has or becomes. */
-  #sample(sequence: Sequence, logits: Float32Array): Sampled[] | SluiceError {
+  #sample(sequence: Sequence, logits: LogitsRow): Sampled[] | SluiceError {
     const job = this.#jobOf(sequence);
     if (job.request.sampling.maxTokens === 0) return [];
     const { state } = job.choices.get(sequence.choice)!;

@@ -2,6 +2,7 @@
  * What choosing a token depends on besides the logits: the request's parameters, which of its choices this is, and the
  * tokens so far. One per sequence; outlives preemption.
  */
+import type { Weighing } from '../logits.ts';
 import type { SamplingParameters } from './parameters.ts';
 
 export interface ChoiceOptions {
@@ -21,6 +22,8 @@ export class ChoiceState {
   readonly parameters: SamplingParameters;
   readonly seed: number;
   readonly choice: number;
+  /** Of temperature and truncation; of no use at temperature 0. */
+  readonly weighing: Weighing;
   /** New tokens so far. */
   generated = 0;
   readonly #options: ChoiceOptions;
@@ -36,6 +39,7 @@ export class ChoiceState {
     this.parameters = parameters;
     this.seed = seed;
     this.choice = choice;
+    this.weighing = weighingOf(parameters);
     this.#endings = new Set([...parameters.stopTokenIds, ...(parameters.ignoreEos ? [] : eosTokenIds)]);
     this.#promptIds = new Set(parameters.repetitionPenalty === 1 ? [] : Array.from(prompt));
   }
@@ -83,6 +87,16 @@ export class ChoiceState {
     const { presencePenalty, frequencyPenalty, repetitionPenalty } = this.parameters;
     return presencePenalty !== 0 || frequencyPenalty !== 0 || repetitionPenalty !== 1;
   }
+}
+
+const greatestScale = 3e38;
+
+function weighingOf({ temperature, minP, topP }: SamplingParameters): Weighing {
+  return {
+    scale: Math.fround(Math.min(Math.LOG2E / temperature, greatestScale)),
+    below: minP > 0 ? Math.fround(temperature * Math.log(minP)) : Number.NEGATIVE_INFINITY,
+    nucleus: topP < 1,
+  };
 }
 
 /** Repetition penalty as CTRL has it: what was positive is divided, what was negative multiplied. */

@@ -2,6 +2,7 @@
  * The smallest set of candidates that holds a given share of the mass, found by quickselect on mass: linear on average
  * and without a sort.
  */
+import { roundWeight } from '../logits.ts';
 
 /** Works in memory that is made once for a vocabulary. */
 export class Nucleus {
@@ -12,27 +13,26 @@ export class Nucleus {
   }
 
   /**
-   * The last candidate of the smallest set, taken by weight (of equal ones the lower index first), whose weights reach
-   * `share` (0 < share < 1) of `total`: those of greater weight, or equal weight and no greater index, are the set.
+   * Of the candidates lighter than `bound`: the last of the smallest set, taken by weight (of equal ones the lower index
+   * first), whose rounded weights reach `mass`. Those of greater weight, or equal weight and no greater index, are the set.
    */
-  last(weights: Float64Array, count: number, total: number, share: number): number {
+  last(weights: Float32Array, count: number, mass: number, bound: number): number {
     const order = this.#order;
-    // All candidates lighter than this together weigh less than what the set leaves out.
-    const negligible = (total * (1 - share)) / count;
     let high = 0;
-    for (let i = 0; i < count; i++) if (weights[i]! >= negligible) order[high++] = i;
+    for (let i = 0; i < count; i++) if (weights[i]! < bound) order[high++] = i;
     let low = 0;
-    let missing = total * share;
+    let missing = mass;
     while (high - low > 1) {
       const middle = this.#partition(weights, low, high);
-      let mass = 0;
-      for (let i = low; i < middle; i++) mass += weights[order[i]!]!;
-      if (mass >= missing) {
+      let before = 0;
+      for (let i = low; i < middle; i++) before += roundWeight(weights[order[i]!]!);
+      const own = roundWeight(weights[order[middle]!]!);
+      if (before >= missing) {
         high = middle;
-      } else if (mass + weights[order[middle]!]! >= missing || middle + 1 === high) {
+      } else if (before + own >= missing || middle + 1 === high) {
         return order[middle]!;
       } else {
-        missing -= mass + weights[order[middle]!]!;
+        missing -= before + own;
         low = middle + 1;
       }
     }
@@ -40,7 +40,7 @@ export class Nucleus {
   }
 
   /** Orders [low, high) around a pivot, heavier ones before it; returns where the pivot ends. */
-  #partition(weights: Float64Array, low: number, high: number): number {
+  #partition(weights: Float32Array, low: number, high: number): number {
     const order = this.#order;
     swap(order, this.#median(weights, low, high), high - 1);
     const pivot = order[high - 1]!;
@@ -50,7 +50,7 @@ export class Nucleus {
     return end;
   }
 
-  #median(weights: Float64Array, low: number, high: number): number {
+  #median(weights: Float32Array, low: number, high: number): number {
     const order = this.#order;
     let [a, b, c] = [low, (low + high) >>> 1, high - 1];
     if (precedes(weights, order[b]!, order[a]!)) [a, b] = [b, a];
@@ -59,7 +59,7 @@ export class Nucleus {
   }
 }
 
-function precedes(weights: Float64Array, a: number, b: number): boolean {
+function precedes(weights: Float32Array, a: number, b: number): boolean {
   return weights[a]! > weights[b]! || (weights[a]! === weights[b]! && a < b);
 }
 

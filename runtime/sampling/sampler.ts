@@ -5,13 +5,19 @@
  */
 
 import { SluiceError } from '../errors.ts';
+import {
+  type Candidates,
+  floatWeight,
+  type LogitsRow,
+  leastLogit,
+  roundWeight,
+  type Weighing,
+} from '../logits.ts';
 import type { ChoiceState } from './choice-state.ts';
-import { exponential } from './exponential.ts';
 import type { TokenLogprob } from './logprob.ts';
 import { Nucleus } from './nucleus.ts';
-import type { SamplingParameters } from './parameters.ts';
 import { uniform } from './random.ts';
-import { nextAbove, TopList } from './top-list.ts';
+import { TopList } from './top-list.ts';
 
 export interface Sampled {
   readonly id: number;
@@ -19,126 +25,123 @@ export interface Sampled {
 }
 
 export class Sampler {
-  /** Candidates of the current row, ids ascending, with weights proportional to their probabilities. */
-  readonly #ids: Int32Array;
-  readonly #weights: Float64Array;
-  readonly #adjusted: Float32Array;
+  readonly #vocabulary: number;
+  /** Of the current row, where not all of it are candidates; ids ascending. */
+  readonly #candidates: Candidates;
   readonly #top: TopList;
   readonly #nucleus: Nucleus;
 
   constructor(vocabulary: number) {
-    this.#ids = new Int32Array(vocabulary);
-    this.#weights = new Float64Array(vocabulary);
-    this.#adjusted = new Float32Array(vocabulary);
+    this.#vocabulary = vocabulary;
+    this.#candidates = {
+      ids: new Int32Array(vocabulary),
+      weights: new Float32Array(vocabulary),
+      count: 0,
+      bound: 0,
+      heavier: 0,
+    };
     this.#top = new TopList(vocabulary);
     this.#nucleus = new Nucleus(vocabulary);
   }
 
-  sample(logits: Float32Array, state: ChoiceState): Sampled {
+  /** How `sample` will weigh the next row of this choice; undefined when it will not, or not the row as it is. */
+  weighing(state: ChoiceState): Weighing | undefined {
+    return state.parameters.temperature === 0 || state.adjusts || this.#takesTop(state)
+      ? undefined
+      : state.weighing;
+  }
+
+  sample(logits: LogitsRow, state: ChoiceState): Sampled {
     const { logprobs, temperature } = state.parameters;
-    let row = logits;
-    if (state.adjusts) {
-      row = this.#adjusted;
-      row.set(logits);
-      state.adjust(row);
-    }
-    const id = temperature === 0 ? mostLikely(row) : this.#draw(row, state);
+    const row = state.adjusts ? adjusted(logits, state) : logits;
+    const best = row.greatest();
+    if (best < 0) throw notNumbers();
+    const id = temperature === 0 ? best : this.#draw(row, row.at(best), state);
     return logprobs === undefined ? { id } : { id, logprob: this.logprob(logits, id, logprobs) };
   }
 
   /** The log-probability of `id` in a row, and the `count` most likely. */
-  logprob(logits: Float32Array, id: number, count: number): TokenLogprob {
-    const total = logSumExp(logits);
+  logprob(logits: LogitsRow, id: number, count: number): TokenLogprob {
+    const total = logits.logSumExp();
     this.#top.fill(logits, count);
     const top = this.#top.sorted().map((entry) => ({ id: entry.id, logprob: entry.logit - total }));
-    return { id, logprob: logits[id]! - total, top };
+    return { id, logprob: logits.at(id) - total, top };
   }
 
   /** Temperature, then min-p, top-k and top-p, each on what the one before it left. */
-  #draw(logits: Float32Array, state: ChoiceState): number {
-    const { parameters, seed, choice, position } = state;
-    const max = logits[mostLikely(logits)]!;
-    let count = this.#candidates(logits, max, parameters);
+  #draw(row: LogitsRow, max: number, state: ChoiceState): number {
+    const { parameters, weighing, seed, choice, position } = state;
+    const { topP, topK } = parameters;
+    const candidates = this.#candidates;
+    const share = uniform(seed, choice, position);
+    if (this.#takesTop(state)) {
+      const total = this.#weighTop(row, max, topK, weighing);
+      if (!(total > 0)) throw notNumbers();
+      candidates.bound = Number.POSITIVE_INFINITY;
+      return pick(candidates, share * (topP < 1 ? this.#truncate(topP * total) : total));
+    }
+    const total = row.weigh(weighing);
+    if (!(total > 0)) throw notNumbers();
+    if (topP === 1) return row.pick(share * total);
+    const mass = topP * total;
+    row.heaviest(mass, candidates);
+    return pick(candidates, share * this.#truncate(mass - candidates.heavier));
+  }
+
+  #takesTop({ parameters: { topK } }: ChoiceState): boolean {
+    return topK > 0 && topK < this.#vocabulary;
+  }
+
+  /** Makes the `count` most likely the candidates; returns their mass. */
+  #weighTop(row: LogitsRow, max: number, count: number, weighing: Weighing): number {
+    const { ids, weights } = this.#candidates;
+    this.#top.fill(row, count, leastLogit(max, weighing));
+    this.#candidates.count = this.#top.copyIds(ids);
+    let total = 0;
+    for (let i = 0; i < this.#candidates.count; i++) {
+      weights[i] = floatWeight(Math.fround(row.at(ids[i]!) - max), weighing.scale);
+      total += roundWeight(weights[i]!);
+    }
+    return total;
+  }
+
+  /** Keeps those from the candidates' bound on and so many of the heaviest others that these reach `mass`; returns all mass. */
+  #truncate(mass: number): number {
+    const { ids, weights, count, bound } = this.#candidates;
+    const last = this.#nucleus.last(weights, count, mass, bound);
+    const least = weights[last]!;
+    let kept = 0;
     let total = 0;
     for (let i = 0; i < count; i++) {
-      const weight = exponential((logits[this.#ids[i]!]! - max) / parameters.temperature);
-      this.#weights[i] = weight;
-      total += weight;
-    }
-    if (!(total > 0)) throw notNumbers();
-    if (parameters.topP < 1 && count > 1) [count, total] = this.#truncate(count, total, parameters.topP);
-    let left = uniform(seed, choice, position) * total;
-    // Ids ascend, so a logit's rounding moves the borders between tokens a little and never reorders them.
-    for (let i = 0; i < count; i++) {
-      left -= this.#weights[i]!;
-      if (left < 0) return this.#ids[i]!;
-    }
-    return this.#ids[lastPositive(this.#weights, count)]!;
-  }
-
-  #candidates(logits: Float32Array, max: number, parameters: SamplingParameters): number {
-    const { topK, minP, temperature } = parameters;
-    const floor = minP > 0 ? max + temperature * Math.log(minP) : Number.NEGATIVE_INFINITY;
-    if (topK > 0 && topK < logits.length) {
-      this.#top.fill(logits, topK, floor);
-      return this.#top.copyIds(this.#ids);
-    }
-    let count = 0;
-    for (let id = 0; id < logits.length; id++) if (logits[id]! >= floor) this.#ids[count++] = id;
-    return count;
-  }
-
-  /** Keeps the candidates that make up `share` of the mass; returns their number and mass. */
-  #truncate(count: number, total: number, share: number): [number, number] {
-    const last = this.#nucleus.last(this.#weights, count, total, share);
-    const least = this.#weights[last]!;
-    let kept = 0;
-    let mass = 0;
-    for (let i = 0; i < count; i++) {
-      const weight = this.#weights[i]!;
+      const weight = weights[i]!;
       if (weight < least || (weight === least && i > last)) continue;
-      this.#ids[kept] = this.#ids[i]!;
-      this.#weights[kept++] = weight;
-      mass += weight;
+      ids[kept] = ids[i]!;
+      weights[kept++] = weight;
+      total += roundWeight(weight);
     }
-    return [kept, mass];
+    this.#candidates.count = kept;
+    return total;
   }
 }
 
-/** The first of the greatest. */
-function mostLikely(logits: Float32Array): number {
-  let best = -1;
-  let max = Number.NEGATIVE_INFINITY;
-  for (let id = nextAbove(logits, 0, max); id < logits.length; id = nextAbove(logits, id + 1, max)) {
-    best = id;
-    max = logits[id]!;
+function adjusted(logits: LogitsRow, state: ChoiceState): LogitsRow {
+  const { values, row } = logits.copy();
+  state.adjust(values);
+  return row;
+}
+
+/** The candidate in whose part `mass` falls when their weights lie side by side; the last where it falls beyond. */
+function pick({ ids, weights, count }: Candidates, mass: number): number {
+  let left = mass;
+  let last = 0;
+  for (let i = 0; i < count; i++) {
+    const weight = roundWeight(weights[i]!);
+    left -= weight;
+    if (left < 0) return ids[i]!;
+    if (weight > 0) last = i;
   }
-  if (best < 0) throw notNumbers();
-  return best;
+  return ids[last]!;
 }
-
-/** In one pass, rescaling the sum when a new maximum turns up. */
-export function logSumExp(logits: Float32Array): number {
-  let max = Number.NEGATIVE_INFINITY;
-  let sum = 0;
-  for (let id = 0; id < logits.length; id++) {
-    const logit = logits[id]!;
-    if (logit > max) {
-      sum = sum * exponential(max - logit) + 1;
-      max = logit;
-    } else if (logit > Number.NEGATIVE_INFINITY) {
-      sum += exponential(logit - max);
-    }
-  }
-  return max + Math.log(sum);
-}
-
-function lastPositive(weights: Float64Array, count: number): number {
-  let last = count - 1;
-  while (last > 0 && weights[last] === 0) last--;
-  return last;
-}
-
 function notNumbers(): SluiceError {
   return new SluiceError('engine_failed', 'the model gave no finite logit for the next token');
 }

@@ -2,6 +2,7 @@
  * The k most likely ids of a row, found in one pass: a heap whose root is the least of those kept, so that nearly every
  * id costs one comparison. More likely means a greater logit, or the lower id of equal ones.
  */
+import type { LogitsRow } from '../logits.ts';
 
 export class TopList {
   readonly #ids: Int32Array;
@@ -14,21 +15,17 @@ export class TopList {
   }
 
   /** Finds the first `count` of the row's ids, or as many as are no less than `floor`. */
-  fill(logits: Float32Array, count: number, floor = Number.NEGATIVE_INFINITY): void {
+  fill(row: LogitsRow, count: number, floor = Number.NEGATIVE_INFINITY): void {
     this.#size = 0;
     let id = 0;
-    for (; id < logits.length && this.#size < count; id++) {
-      const logit = logits[id]!;
+    for (; id < row.size && this.#size < count; id++) {
+      const logit = row.at(id);
       if (logit >= floor && logit > Number.NEGATIVE_INFINITY) this.#push(id, logit);
     }
     if (count === 0) return;
     // An equal logit of a higher id is less likely than what is kept.
-    for (
-      id = nextAbove(logits, id, this.#least);
-      id < logits.length;
-      id = nextAbove(logits, id + 1, this.#least)
-    ) {
-      this.#replaceRoot(id, logits[id]!);
+    for (id = row.nextAbove(id, this.#least); id < row.size; id = row.nextAbove(id + 1, this.#least)) {
+      this.#replaceRoot(id, row.at(id));
     }
   }
 
@@ -87,28 +84,4 @@ export class TopList {
     this.#ids[to] = this.#ids[from]!;
     this.#logits[to] = this.#logits[from]!;
   }
-}
-
-/**
- * The first index from `start` on whose logit exceeds `least`, or the row's length. Nearly all do not: eight are
- * compared between two looks at the loop's condition, which halves the time of a pass.
- */
-export function nextAbove(logits: Float32Array, start: number, least: number): number {
-  let i = start;
-  for (const last = logits.length - 8; i <= last; i += 8) {
-    if (
-      logits[i]! > least ||
-      logits[i + 1]! > least ||
-      logits[i + 2]! > least ||
-      logits[i + 3]! > least ||
-      logits[i + 4]! > least ||
-      logits[i + 5]! > least ||
-      logits[i + 6]! > least ||
-      logits[i + 7]! > least
-    ) {
-      break;
-    }
-  }
-  while (i < logits.length && !(logits[i]! > least)) i++;
-  return i;
 }

@@ -215,7 +215,7 @@ export function checkGolden(engine: Engine, golden: Golden, plan: GoldenPlan): v
       chosen.push({ sequence, slice });
     }
     engine.step({ slices: chosen.map(({ slice }) => slice), copies: [] }, (index, row, logits) => {
-      chosen[index]!.sequence.take(chosen[index]!.slice, row, logits);
+      chosen[index]!.sequence.take(chosen[index]!.slice, row, logits.copy().values);
     });
     for (const { sequence, slice } of chosen) sequence.advance(slice);
     for (const entry of running.filter(({ sequence }) => sequence.done)) {
@@ -234,7 +234,9 @@ export function meanLogprobDifference(engine: Engine, golden: Golden): number {
     const variant = golden.rope.variant(prompt.ids.length);
     const sequence = new Sequence(prompt.ids, 1, vocabulary, blocks, variant, () => prompt.ids.length);
     const slice = sequence.next(prompt.ids.length);
-    engine.step({ slices: [slice], copies: [] }, (_, row, logits) => sequence.take(slice, row, logits));
+    engine.step({ slices: [slice], copies: [] }, (_, row, logits) =>
+      sequence.take(slice, row, logits.copy().values),
+    );
     return prompt.logprobs_all.map((expected, i) => Math.abs(sequence.heard.logprobs[i]! - expected));
   });
   return differences.reduce((sum, difference) => sum + difference, 0) / differences.length;

@@ -6,6 +6,7 @@
  */
 import assert from 'node:assert';
 import type { Engine, EngineInfo, OnRow, StepBatch, StepSlice } from '../../runtime/engine/engine.ts';
+import { ReferenceRow } from '../../runtime/engine/kernels/logits-reference.ts';
 
 export interface ReferenceEngineOptions {
   readonly blockCount: number;
@@ -29,7 +30,7 @@ export class ReferenceEngine implements Engine {
   tokens = 0;
   largestBatch = 0;
   readonly #rows: Int32Array;
-  readonly #logits: Float32Array;
+  readonly #logits: ReferenceRow;
 
   constructor(options: ReferenceEngineOptions) {
     const { blockCount, blockTokens = 4, vocabulary = 64, maxLength = 256 } = options;
@@ -51,7 +52,7 @@ export class ReferenceEngine implements Engine {
       this.rope = { variant: (length) => (length > ropeLimit ? 1 : 0), recomputes: true };
     }
     this.#rows = new Int32Array(blockCount * blockTokens).fill(-1);
-    this.#logits = new Float32Array(vocabulary);
+    this.#logits = new ReferenceRow(new Float32Array(vocabulary));
   }
 
   step(batch: StepBatch, onRow: OnRow): void {
@@ -76,7 +77,7 @@ export class ReferenceEngine implements Engine {
       const count = slice.tokens.length;
       const first = slice.logits === 'all' ? 0 : slice.logits === 'last' ? count - 1 : count;
       for (let row = first; row < count; row++) {
-        referenceLogits(this.#history(slice, slice.position + row), this.#logits);
+        referenceLogits(this.#history(slice, slice.position + row), this.#logits.values);
         onRow(index, row, this.#logits);
       }
     });

@@ -285,8 +285,9 @@ describe('the loop', () => {
     const { step } = trial.engine;
     trial.engine.step = (batch, onRow) => {
       step.call(trial.engine, batch, (slice, row, logits) => {
-        if (batch.slices[slice]!.tokens.length === 7) logits.fill(Number.NaN);
-        onRow(slice, row, logits);
+        const { values, row: changed } = logits.copy();
+        if (batch.slices[slice]!.tokens.length === 7) values.fill(Number.NaN);
+        onRow(slice, row, changed);
       });
     };
     trial

@@ -136,7 +136,7 @@ export class Drive {
       logits: tokens === sequence.remaining ? ('last' as const) : ('none' as const),
     }));
     this.engine.step({ slices: batch, copies: first ? schedule.copies : [] }, (slice, _row, logits) => {
-      chosen.set(slices[slice]!.sequence, logits.indexOf(Math.max(...logits)));
+      chosen.set(slices[slice]!.sequence, logits.greatest());
     });
     for (const slice of slices) {
       const { sequence } = slice;
