@@ -1,24 +1,54 @@
-/** `npm run bench [steps|peers|profile|scheduling|soak]`: picks the benchmark; what follows its name are its own options. */
+/** `npm run bench [-- <name> [options]]`: picks the benchmark; what follows its name are its own options. */
 import { benchPeers } from './peers/main.ts';
 import { benchProfile } from './profile.ts';
 import { benchScheduling } from './scheduling.ts';
 import { benchSoak } from './soak.ts';
 import { benchSteps } from './steps.ts';
 
-const benches: Readonly<Record<string, (argv: readonly string[]) => Promise<void>>> = {
-  steps: benchSteps,
-  peers: benchPeers,
-  profile: benchProfile,
-  scheduling: benchScheduling,
-  soak: benchSoak,
+interface Bench {
+  readonly usage: string;
+  readonly does: string;
+  readonly run: (argv: readonly string[]) => Promise<void>;
+}
+
+const benches: Readonly<Record<string, Bench>> = {
+  steps: { usage: 'steps', does: 'step times of the engine alone (default)', run: benchSteps },
+  peers: {
+    usage:
+      'peers [--rounds 5] [--only <part of a name>] [--threads <count>] [--cache <folder>] [--flags "<sluice flags>"] [--write]',
+    does: 'Sluice beside llama.cpp and OpenVINO GenAI; --write puts table and chart into docs/',
+    run: benchPeers,
+  },
+  profile: { usage: 'profile [model.gguf]', does: "a step's time by kind of node", run: benchProfile },
+  scheduling: {
+    usage: 'scheduling [folder]',
+    does: 'prefix caching, prefix-aware scheduling and chunked prefill, on against off',
+    run: benchScheduling,
+  },
+  soak: { usage: 'soak [requests]', does: 'resident memory over many requests', run: benchSoak },
+};
+
+const usageOf = ({ usage, does }: Bench): string => `  npm run bench -- ${usage}\n      ${does}`;
+const fail = (message: string): never => {
+  console.error(message);
+  process.exit(2);
 };
 
 const [name = 'steps', ...argv] = process.argv.slice(2);
 const bench = Object.hasOwn(benches, name) ? benches[name] : undefined;
-if (!bench) {
-  console.error(
+if (name === '--help') console.log(Object.values(benches).map(usageOf).join('\n'));
+else if (bench === undefined)
+  fail(
     `npm run bench -- ${name}: expected one of ${Object.keys(benches).join(', ')}, for example npm run bench -- peers`,
   );
-  process.exit(2);
+else if (argv.includes('--help')) console.log(usageOf(bench));
+else {
+  const unknown = argv.find(
+    (word) => word.startsWith('--') && !bench.usage.includes(`[${word.split('=')[0]}`),
+  );
+  if (unknown !== undefined)
+    fail(
+      `npm run bench -- ${name} ${unknown}: there is no such option; npm run bench -- ${name} --help lists them`,
+    );
+  await bench.run(argv);
 }
-await bench(argv);
