@@ -1,5 +1,6 @@
 /** The entry of the engine's thread: the real engine, made from the options that the thread was started with. */
 import { parentPort, workerData } from 'node:worker_threads';
+import { collectGarbage } from './engine/collect-garbage.ts';
 import { createEngine } from './engine/create-engine.ts';
 import { openSource } from './engine/rank-loader.ts';
 import { runEngineThread } from './llm/engine-thread.ts';
@@ -13,5 +14,7 @@ const { options, loop, statistics } = workerData as ThreadData<LlmOptions>;
 await runEngineThread(parentPort!, new SharedStatistics(statistics), loop, async (hooks) => {
   const checkpoint = await openSource(options.checkpoint);
   const { eosTokenIds } = parseModel(checkpoint).spec;
-  return { engine: await createEngine({ ...options, ...hooks }), eosTokenIds };
+  const engine = await createEngine({ ...options, ...hooks });
+  collectGarbage();
+  return { engine, eosTokenIds };
 });

@@ -21,6 +21,9 @@ import type { Tokenizer } from './tokenizer/tokenizer.ts';
 /** A step that takes longer than this when the engine is closed is not waited for. */
 const closeLimitMs = 5000;
 
+/** What the loop allocates in a step lives no longer: more room would only be filled with garbage. */
+const maxYoungGenerationSizeMb = 12;
+
 /** Plain data: it is sent to the engine's thread. */
 export type LlmOptions = Omit<EngineOptions, 'onProgress' | 'onWarning'> & Partial<LoopOptions>;
 
@@ -91,7 +94,8 @@ export class LLM {
     const statistics = new SharedStatistics();
     const loop = { ...defaultLoopOptions, ...pickLoopOptions(options) };
     const workerData: ThreadData<Options> = { options, loop, statistics: statistics.memory };
-    const worker = new Worker(thread, { workerData, name: 'sluice-engine' });
+    const resourceLimits = { maxYoungGenerationSizeMb };
+    const worker = new Worker(thread, { workerData, name: 'sluice-engine', resourceLimits });
     const ready = await loaded(worker, hooks);
     return new LLM(worker, ready, tokenizer, statistics, hooks.onFailure);
   }

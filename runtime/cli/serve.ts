@@ -1,6 +1,7 @@
 /** `sluice serve`: listens, loads, serves, ends in order when told to. */
 import path from 'node:path';
 import { loadConfig, type RuntimeConfig, runtimeOptions } from '../config.ts';
+import { collectGarbage } from '../engine/collect-garbage.ts';
 import { Server } from '../serve/server.ts';
 import { exitWith } from './fail.ts';
 import { type Command, commandHelp } from './help.ts';
@@ -61,6 +62,7 @@ async function serve(argv: readonly string[]): Promise<void> {
       },
     });
     view.end();
+    collectGarbage();
     server.ready(backend);
     const seconds = Number(((performance.now() - startedMs) / 1000).toFixed(1));
     log.info({ url, models: servedNames, seconds, ...backend.details }, 'ready');

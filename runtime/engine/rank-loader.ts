@@ -29,12 +29,13 @@ export type CheckpointSource =
   | ({ readonly path: string } & OpenOptions)
   | { readonly module: string; readonly argument: unknown };
 
-/** A thread opens a source once: reading a GGUF's vocabulary again takes as long as the first time. */
+/** A thread opens a source once. */
 const opened = new WeakMap<CheckpointSource, Checkpoint>();
 
 export async function openSource(source: CheckpointSource): Promise<Checkpoint> {
   if ('path' in source) {
-    const checkpoint = opened.get(source) ?? openCheckpoint(source.path, source);
+    // The engine never looks at words: reading them takes as long as the rest of opening, and they would stay in memory.
+    const checkpoint = opened.get(source) ?? openCheckpoint(source.path, { ...source, vocabulary: false });
     opened.set(source, checkpoint);
     return checkpoint;
   }

@@ -26,11 +26,17 @@ export interface RankThread {
   terminate(): void;
 }
 
+/** A step allocates little: room for more garbage would only stay filled with it. */
+const maxYoungGenerationSizeMb = 6;
+
 /** `onEnd` is called when the thread has ended, for whatever reason, after it had loaded. */
 export function startRank(data: RankThreadData, onEnd: () => void): RankThread {
   // The extension is .ts in the checkout and .js in the package.
   const file = `./rank-worker${path.extname(import.meta.filename)}`;
-  const worker = new Worker(new URL(file, import.meta.url), { workerData: data });
+  const worker = new Worker(new URL(file, import.meta.url), {
+    workerData: data,
+    resourceLimits: { maxYoungGenerationSizeMb },
+  });
   const loaded = new Promise<RankSizes>((resolve, reject) => {
     const fail = (code: ErrorCode, message: string, cause?: unknown): void =>
       reject(new SluiceError(code, message, { cause }));

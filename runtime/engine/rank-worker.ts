@@ -4,6 +4,7 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { SluiceError } from '../errors.ts';
+import { collectGarbage } from './collect-garbage.ts';
 import { ThreadCollective } from './collective/thread-collective.ts';
 import { loadRank } from './rank-loader.ts';
 import type { RankMessage, RankThreadData } from './rank-threads.ts';
@@ -19,6 +20,7 @@ try {
   const pool = collective.broadcast();
   if (pool !== undefined) {
     using running = loaded.start(pool[0]!);
+    collectGarbage();
     collective.barrier();
     for (let words = collective.broadcast(); words !== undefined; words = collective.broadcast()) {
       running.run(words);

@@ -9,12 +9,13 @@ import { SluiceError } from '../errors.ts';
 import type { Checkpoint, DenseTensor } from './checkpoint.ts';
 import { openGguf } from './gguf/checkpoint.ts';
 import { ggufPartNames } from './gguf/parts.ts';
+import type { GgufReadOptions } from './gguf/reader.ts';
 import { readJsonObject } from './json.ts';
 import { joinPrequantized } from './prequantized.ts';
 import { quantizeCheckpoint, type WeightQuantization } from './quantize.ts';
 import { readSafetensors, type SafetensorsFile } from './safetensors.ts';
 
-export interface OpenOptions {
+export interface OpenOptions extends GgufReadOptions {
   /** Safetensors files, or a GGUF file, that are read instead of the checkpoint's own weights. */
   readonly weightPaths?: readonly string[];
   /** How plain weights are quantized when they are read; absent: they are not. */
@@ -38,11 +39,11 @@ export function openCheckpoint(place: string, options: OpenOptions = {}): Checkp
 
 function openStored(place: string, options: OpenOptions): Checkpoint {
   const weightPaths = options.weightPaths ?? [];
-  if (weightPaths.length === 0 && isGguf(place) && !isFolder(place)) return openGguf(place);
-  const own = isFolder(place) ? readFolder(place) : readGgufPlace(place);
+  if (weightPaths.length === 0 && isGguf(place) && !isFolder(place)) return openGguf(place, options);
+  const own = isFolder(place) ? readFolder(place) : readGgufPlace(place, options);
   const gguf = weightPaths.length > 0 ? givenGguf(weightPaths) : own.gguf;
   if (gguf !== undefined) {
-    const opened = openGguf(gguf);
+    const opened = openGguf(gguf, options);
     // config.json may be that of the checkpoint before it was quantized in another way: what GGUF stores counts.
     return own.config === undefined ? opened : { ...opened, ...own.files, config: own.config };
   }
@@ -92,8 +93,8 @@ function readFolder(folder: string): Description {
   };
 }
 
-function readGgufPlace(file: string): Description {
-  const { config, generationConfig, metadata } = openGguf(file);
+function readGgufPlace(file: string, options: GgufReadOptions): Description {
+  const { config, generationConfig, metadata } = openGguf(file, options);
   return { config, files: { generationConfig, metadata } };
 }
 

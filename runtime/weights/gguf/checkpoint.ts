@@ -17,7 +17,14 @@ import { type BlockFormat, blockFormats, convertBlocks, isAffine } from './block
 import { configFromMetadata, generationConfigFromMetadata } from './config.ts';
 import { type GgufArchitecture, ggufArchitectures, transformersName } from './names.ts';
 import { ggufPartNames } from './parts.ts';
-import { type GgufHeader, type GgufTensor, type GgufValue, quote, readGgufHeader } from './reader.ts';
+import {
+  type GgufHeader,
+  type GgufReadOptions,
+  type GgufTensor,
+  type GgufValue,
+  quote,
+  readGgufHeader,
+} from './reader.ts';
 
 export interface GgufCheckpoint extends Checkpoint {
   /** Of the first part. */
@@ -166,8 +173,8 @@ function encodingOf(tensors: readonly Placed[]): string {
   return [...bytes].sort((a, b) => b[1] - a[1])[0]?.[0] ?? 'float32';
 }
 
-export function openGguf(file: string): GgufCheckpoint {
-  const headers = ggufPartNames(file).map(readGgufHeader);
+export function openGguf(file: string, options: GgufReadOptions = {}): GgufCheckpoint {
+  const headers = ggufPartNames(file).map((part) => readGgufHeader(part, options));
   const first = headers[0]!;
   const name = String(first.metadata.get('general.architecture') ?? '');
   const kind: GgufArchitecture | undefined = Object.hasOwn(ggufArchitectures, name)

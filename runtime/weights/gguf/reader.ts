@@ -107,15 +107,37 @@ class Cursor {
   }
 
   string(what: string): string {
+    return Buffer.from(this.bytes(this.#stringLength(what), what)).toString('utf8');
+  }
+
+  /** Passes over bytes that are known to be there. */
+  skip(count: number): void {
+    this.position += count;
+  }
+
+  skipString(what: string): void {
+    this.skip(this.#stringLength(what));
+  }
+
+  #stringLength(what: string): number {
     const length = this.u64(`the length of ${what}`);
     if (length > Math.min(maxStringBytes, this.left)) {
       throw invalid(this.file, `${what} claims ${length} bytes, ${this.left} are left in the file`);
     }
-    return Buffer.from(this.bytes(length, what)).toString('utf8');
+    return length;
   }
 }
 
-function readValue(cursor: Cursor, type: number, key: string, depth: number): GgufValue {
+/** What becomes of a value: an array that is passed over becomes an empty one. */
+type ReadWhat = 'all' | 'no-arrays';
+
+function readValue(
+  cursor: Cursor,
+  type: number,
+  key: string,
+  depth: number,
+  wanted: ReadWhat = 'all',
+): GgufValue {
   const what = `the value of ${quote(key)}`;
   switch (type) {
     case 0:
@@ -151,7 +173,15 @@ function readValue(cursor: Cursor, type: number, key: string, depth: number): Gg
         );
       }
       const values: GgufValue[] = [];
-      for (let i = 0; i < count; i++) values.push(readValue(cursor, element, key, depth + 1));
+      if (wanted === 'no-arrays' && element === 8) {
+        for (let i = 0; i < count; i++) cursor.skipString(what);
+        return values;
+      }
+      if (wanted === 'no-arrays' && element !== 9) {
+        cursor.skip(count * least);
+        return values;
+      }
+      for (let i = 0; i < count; i++) values.push(readValue(cursor, element, key, depth + 1, wanted));
       return values;
     }
     case 10:
@@ -165,8 +195,13 @@ function readValue(cursor: Cursor, type: number, key: string, depth: number): Gg
   }
 }
 
+export interface GgufReadOptions {
+  /** False: the tokenizer's lists are passed over and read as empty; they are most of a header. Default true. */
+  readonly vocabulary?: boolean;
+}
+
 /** Throws SluiceError `checkpoint_invalid` for anything that is not a sound GGUF header. */
-export function readGgufHeader(file: string): GgufHeader {
+export function readGgufHeader(file: string, { vocabulary = true }: GgufReadOptions = {}): GgufHeader {
   let descriptor: number;
   try {
     descriptor = openSync(file, 'r');
@@ -198,7 +233,8 @@ export function readGgufHeader(file: string): GgufHeader {
     for (let i = 0; i < keyCount; i++) {
       const key = cursor.string('a metadata key');
       if (metadata.has(key)) throw invalid(file, `the metadata key ${quote(key)} appears twice`);
-      metadata.set(key, readValue(cursor, cursor.u32(`the type of ${quote(key)}`), key, 0));
+      const wanted = vocabulary || !key.startsWith('tokenizer.') ? 'all' : 'no-arrays';
+      metadata.set(key, readValue(cursor, cursor.u32(`the type of ${quote(key)}`), key, 0, wanted));
     }
     const infos: { name: string; shape: number[]; type: number; offset: number }[] = [];
     const names = new Set<string>();
