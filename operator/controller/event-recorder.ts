@@ -41,8 +41,11 @@ interface Told {
 const memoryMs = 10 * 60_000;
 /** More messages than this of one type and reason about one object within that time are combined into one event. */
 const mostSimilar = 10;
-/** Per object: a burst, then one in 5 minutes. Repetitions count too: each is a write. */
-const perObject = { perSecond: 1 / 300, burst: 25 };
+/**
+ * Per object: a burst, then one a minute. Repetitions count too: each is a write. Wider than client-go (25, one in 5
+ * minutes): a rollout and its rollback are about ten, and the last of four in a row must be heard too.
+ */
+const perObject = { perSecond: 1 / 60, burst: 100 };
 /** Memory is bounded: of what was longest not touched, the oldest is forgotten. */
 const mostRemembered = 4096;
 const mostWaiting = 1000;
