@@ -1,11 +1,13 @@
 /**
- * `npm run bench -- scheduling [folder]`: what prefix caching, prefix-aware scheduling and chunked prefill are worth, each
+ * `npm run bench -- scheduling [folder or GGUF]`: what prefix caching, prefix-aware scheduling and chunked prefill are worth, each
  * on against off, in turns in one run. The embedded model unless another checkpoint is given; prompts of token ids.
  */
 import path from 'node:path';
 import { LLM, type LlmOptions } from '../runtime/llm.ts';
 import { defaultSampling } from '../runtime/sampling/parameters.ts';
+import { tokenizerFromGguf } from '../runtime/tokenizer/gguf.ts';
 import { loadTokenizer } from '../runtime/tokenizer/hugging-face.ts';
+import { openCheckpoint } from '../runtime/weights/open.ts';
 
 const embedded = path.resolve(import.meta.dirname, '../examples/models/tiny');
 const greedy = { temperature: 0, ignoreEos: true };
@@ -21,7 +23,9 @@ async function withModel<T>(
   use: (llm: LLM) => Promise<T>,
 ): Promise<T> {
   const common = { checkpoint: { path: folder }, maxBatchSize: 32, maxStepTokens: 256, blockTokens: 32 };
-  const llm = await LLM.load(loadTokenizer(folder), { ...common, ...options });
+  const { path: file, metadata } = openCheckpoint(folder);
+  const tokenizer = loadTokenizer(metadata === undefined ? folder : tokenizerFromGguf(file, metadata));
+  const llm = await LLM.load(tokenizer, { ...common, ...options });
   try {
     return await use(llm);
   } finally {
@@ -98,9 +102,11 @@ export async function benchScheduling([folder = embedded]: readonly string[]): P
     const on: number[] = [];
     const off: number[] = [];
     for (let round = 0; round < rounds; round++) {
+      process.stderr.write(`\r\x1b[K${name}: round ${round + 1} of ${rounds} `);
       on.push(await measure(true));
       off.push(await measure(false));
     }
+    process.stderr.write('\r\x1b[K');
     const ratio = median(off.map((each, round) => each / on[round]!));
     console.log(
       `| ${name} | ${median(on).toFixed(1)} ${unit} | ${median(off).toFixed(1)} ${unit} | **${ratio.toFixed(1)}** |`,
