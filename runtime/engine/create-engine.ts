@@ -16,7 +16,7 @@ import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engin
 import { type LogitsTile, shareTile } from './kernels/logits-tile.ts';
 import type { KvDType } from './kernels/paged-attention.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
-import { chooseRowInt8Limit, type PrefillWeights } from './many-row-weights.ts';
+import { chooseRowInt8PairLimit, type PrefillWeights } from './many-row-weights.ts';
 import { logitTileRows, manyRowsFrom, type Rank } from './rank.ts';
 import { type CheckpointSource, loadRank, openSource, type RankLoad, type RankSizes } from './rank-loader.ts';
 import { type RankThread, startRank } from './rank-threads.ts';
@@ -92,7 +92,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     kvDType: options.kvDType ?? 'float32',
     cacheDir: options.cacheDir ?? null,
     quantizedCompute,
-    rowInt8Limit: chooseRowInt8Limit(
+    rowInt8PairLimit: chooseRowInt8PairLimit(
       options.prefillWeights ?? 'none',
       checkpoint,
       quantizedCompute,

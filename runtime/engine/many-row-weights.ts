@@ -1,6 +1,7 @@
 /**
  * Whether ranks keep a second form of the weights for steps of many rows, and how far its values may go. Enters: what
- * the user wants, the checkpoint, the memory there is. Leaves: the limit of the int8 values, or null for no such form.
+ * the user wants, the checkpoint, the memory there is. Leaves: the limit of the int8 values (models/row-int8-weight.ts), or
+ * null for no such form.
  *
  * It changes numerics (activations are quantized by rows, weights again by columns), so `auto` takes it only where
  * products are quantized anyway: a quantized checkpoint, computed in int8. And only where it needs at most a quarter of
@@ -18,14 +19,12 @@ export type PrefillWeights = 'auto' | 'int8' | 'none';
 
 const memoryShare = 1 / 4;
 
-/**
- * Where sums of two products must fit 16 bits: two of the largest weights then overflow only when both activations
- * beside them are large, which costs less than the coarser weights (63) that never could. Perplexity of SmolLM2-135M
- * above float32's, measured with the head in this form too: 63 5.6%, 80 2.2%, 100 5.8%; without the head: 80 1.1%.
- */
-const saturatingLimit = 80;
+/** Where sums of two products must fit 16 bits: 255 times this does, whatever the activations are. */
+const saturatingPairLimit = 128;
+/** Both weights of a pair at most 127. */
+const freePairLimit = 255;
 
-export function chooseRowInt8Limit(
+export function chooseRowInt8PairLimit(
   wish: PrefillWeights,
   checkpoint: Pick<Checkpoint, 'tensors'>,
   quantizedCompute: QuantizedCompute,
@@ -38,7 +37,7 @@ export function chooseRowInt8Limit(
     const bytes = quantized.reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0);
     if (bytes === 0 || bytes > availableBytes * memoryShare) return null;
   }
-  return productsSaturate() ? saturatingLimit : 127;
+  return productsSaturate() ? saturatingPairLimit : freePairLimit;
 }
 
 /**
@@ -49,7 +48,7 @@ function productsSaturate(): boolean {
   const [inputs, outputs, rows] = [32, 16, 8];
   const builder = new GraphBuilder('probe');
   const values = builder.input('values', 'uint8', [rows, inputs]);
-  const scales = builder.input('scales', 'float32', [rows, 1]);
+  const steps = builder.input('steps', 'float32', [rows, 1]);
   const weight = {
     values: builder.initializer('weight', 'int8', [inputs, outputs], {
       read: () => new Uint8Array(inputs * outputs).fill(127),
@@ -58,10 +57,10 @@ function productsSaturate(): boolean {
       read: () => new Uint8Array(new Float32Array(outputs).fill(1).buffer),
     }),
   };
-  builder.output('sums', rowInt8Linear(builder, 'products', { values, scales }, weight, null));
+  builder.output('sums', rowInt8Linear(builder, 'products', { values, steps }, weight, null));
   using session = Session.fromBytes(toOnnx(builder.build()).bytes);
   using largest = OrtValue.over(new Uint8Array(rows * inputs).fill(255), 'uint8', [rows, inputs]);
   using ones = OrtValue.over(new Float32Array(rows).fill(1), 'float32', [rows, 1]);
-  using sums = session.run({ values: largest, scales: ones })[0]!;
+  using sums = session.run({ values: largest, steps: ones })[0]!;
   return sums.toFloat32()[0] !== (255 - 128) * 127 * inputs;
 }

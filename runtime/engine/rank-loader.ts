@@ -19,6 +19,7 @@ import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attenti
 import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { RopeAngles } from './rope.ts';
+import { rowInt8Ops } from './row-int8-ops.ts';
 import { planCapacity, type StepLimits } from './step-message.ts';
 
 /**
@@ -54,8 +55,8 @@ export interface RankLoad {
   readonly kvDType: KvDType;
   readonly cacheDir: string | null;
   readonly quantizedCompute: QuantizedCompute;
-  /** Weights for steps of many rows are quantized to -limit .. limit; null: there are none. */
-  readonly rowInt8Limit: number | null;
+  /** The limit of weights for steps of many rows (models/row-int8-weight.ts); null: there are none. */
+  readonly rowInt8PairLimit: number | null;
   readonly profilePrefix: string | null;
   readonly logits: SharedTile;
 }
@@ -92,17 +93,26 @@ export async function loadRank(
     ranks,
     cacheDir: load.cacheDir,
     quantizedCompute: load.quantizedCompute,
-    rowInt8Limit: load.rowInt8Limit ?? undefined,
+    rowInt8PairLimit: load.rowInt8PairLimit ?? undefined,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
   });
   const layers = attentionShapes(model.spec, prepared.shard);
   const state: StepState = { tokens: 0, attention: undefined };
-  const ops = new CustomOpDomain('sluice', [pagedAttentionOp(layers, state), allReduceOp(collective, state)]);
+  const ops = new CustomOpDomain('sluice', [
+    pagedAttentionOp(layers, state),
+    allReduceOp(collective, state),
+    ...rowInt8Ops(state),
+  ]);
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
   const { manyRows } = prepared;
-  const graphs = { body: prepared.body, head: prepared.head, manyRows: manyRows?.body };
-  const total = manyRows === null ? 2 : 3;
+  const graphs = {
+    body: prepared.body,
+    head: prepared.head,
+    manyRowsBody: manyRows?.body,
+    manyRowsHead: manyRows?.head,
+  };
+  const total = manyRows === null ? 2 : 4;
   let done = 0;
   const compile = (name: keyof typeof graphs): CompiledGraph => {
     onProgress?.({ phase: 'compile', done: done++, total });
@@ -114,7 +124,8 @@ export async function loadRank(
   };
   const body = compile('body');
   const head = compile('head');
-  const manyRowsBody = manyRows === null ? null : compile('manyRows');
+  const forManyRows =
+    manyRows === null ? null : { body: compile('manyRowsBody'), head: compile('manyRowsHead') };
   onProgress?.({ phase: 'compile', done, total });
   const { vocabulary } = prepared.shard;
   return {
@@ -133,7 +144,7 @@ export async function loadRank(
         collective,
         body,
         head,
-        manyRowsBody,
+        manyRows: forManyRows,
         customOps: ops,
         attention: state.attention,
         rope: new RopeAngles(model.spec.rope),

@@ -25,8 +25,8 @@ export interface RankOptions {
   readonly body: CompiledGraph;
   /** hidden [rows, hiddenSize] in, logits [rows, this rank's share of the vocabulary] out. */
   readonly head: CompiledGraph;
-  /** As `body`, for steps of `manyRowsFrom` rows or more; null: `body` serves all. */
-  readonly manyRowsBody: CompiledGraph | null;
+  /** As `body` and `head`, for runs of `manyRowsFrom` rows or more; null: those serve all. */
+  readonly manyRows: { readonly body: CompiledGraph; readonly head: CompiledGraph } | null;
   /** What the sessions' custom ops are registered with. */
   readonly customOps: CustomOpDomain;
   readonly attention: PagedAttention;
@@ -49,23 +49,24 @@ export class Rank implements Disposable {
   readonly #body: Runner;
   readonly #head: Runner;
   readonly #manyRowsBody: Runner;
+  readonly #manyRowsHead: Runner;
 
   get logits(): LogitsTile {
     return this.#options.logits;
   }
 
   constructor(options: RankOptions) {
-    const { body, head, manyRowsBody, rope, hiddenSize, share, maxStepTokens, logits } = options;
+    const { body, head, manyRows, rope, hiddenSize, share, maxStepTokens, logits } = options;
     this.#options = options;
     this.#tokens = new RowBuffer(new Int32Array(maxStepTokens), 'int32');
     this.#hidden = new RowBuffer(new Float32Array(maxStepTokens * hiddenSize), 'float32', hiddenSize);
     this.#headInput = new RowBuffer(new Float32Array(logitTileRows * hiddenSize), 'float32', hiddenSize);
     this.#headOutput = new RowBuffer(logits.output, 'float32', share);
     this.#angles = new Float32Array(maxStepTokens * rope.rowFloats);
-    const prepare = ({ session }: CompiledGraph): Runner => session.prepare(['tokens'], ['hidden']);
-    this.#body = prepare(body);
-    this.#manyRowsBody = manyRowsBody === null ? this.#body : prepare(manyRowsBody);
+    this.#body = body.session.prepare(['tokens'], ['hidden']);
     this.#head = head.session.prepare(['hidden'], ['logits']);
+    this.#manyRowsBody = manyRows?.body.session.prepare(['tokens'], ['hidden']) ?? this.#body;
+    this.#manyRowsHead = manyRows?.head.session.prepare(['hidden'], ['logits']) ?? this.#head;
   }
 
   /**
@@ -96,7 +97,9 @@ export class Rank implements Disposable {
       }
       // Rank 0 may still be reading the tile before.
       if (first > 0) collective.barrier();
-      this.#head.run([this.#headInput.value(rows.length)], [this.#headOutput.value(rows.length)]);
+      state.tokens = rows.length;
+      const head = rows.length < manyRowsFrom ? this.#head : this.#manyRowsHead;
+      head.run([this.#headInput.value(rows.length)], [this.#headOutput.value(rows.length)]);
       this.#reduce(rows);
       onTile?.(first, rows);
     }
@@ -116,7 +119,8 @@ export class Rank implements Disposable {
     for (const buffer of [this.#tokens, this.#hidden, this.#headInput, this.#headOutput]) buffer.close();
     this.#options.body.close();
     this.#options.head.close();
-    this.#options.manyRowsBody?.close();
+    this.#options.manyRows?.body.close();
+    this.#options.manyRows?.head.close();
     this.#options.customOps.close();
   }
 

@@ -7,7 +7,7 @@ import { pagedAttention } from '../graph/ops/custom.ts';
 import { activation, mul, scale, softcap } from '../graph/ops/elementwise.ts';
 import { addRmsNorm, rmsNorm } from '../graph/ops/norm.ts';
 import { reshape } from '../graph/ops/shape.ts';
-import type { MatrixCut, RankGraph, VectorCut } from './rank-graph.ts';
+import type { MatrixCut, NamedProjection, RankGraph, VectorCut } from './rank-graph.ts';
 import { type Range, rangeSize } from './shard.ts';
 
 /** Where rows of a projection lie: a tensor of its own, or a part of a fused one that starts at `offset`. */
@@ -48,12 +48,13 @@ export function attention(graph: RankGraph, name: string, x: Value, places: Atte
   if (rangeSize(shard.kvHeads) === 0) {
     return graph.reduce(`${name}.sum`, null, places.abstain?.(x) ?? x);
   }
-  const side = (which: 'q' | 'k' | 'v'): Value => {
+  const side = (which: 'q' | 'k' | 'v'): NamedProjection => {
     const range = which === 'q' ? shard.heads : shard.kvHeads;
     const rows = { start: range.start * headDim, end: range.end * headDim };
-    return projectRows(graph, `${name}.${which}`, x, places[which], rows);
+    return projectionOf(graph, `${name}.${which}`, places[which], rows);
   };
-  const projections: Projections = { q: side('q'), k: side('k'), v: side('v') };
+  const sides = graph.projectAll(`${name}.qkv`, x, [side('q'), side('k'), side('v')]);
+  const projections: Projections = { q: sides[0]!, k: sides[1]!, v: sides[2]! };
   const attended = pagedAttention(graph.builder, `${name}.attended`, {
     ...(places.adjust?.(projections) ?? projections),
     layer: places.layer,
@@ -74,8 +75,10 @@ export interface GatedMlpPlaces {
 export function gatedMlp(graph: RankGraph, name: string, x: Value, places: GatedMlpPlaces): Value {
   const { builder, spec, shard } = graph;
   const rows = shard.intermediate;
-  const gate = projectRows(graph, `${name}.gate`, x, places.gate, rows);
-  const up = projectRows(graph, `${name}.up`, x, places.up, rows);
+  const [gate, up] = graph.projectAll(`${name}.gateUp`, x, [
+    projectionOf(graph, `${name}.gate`, places.gate, rows),
+    projectionOf(graph, `${name}.up`, places.up, rows),
+  ]) as [Value, Value];
   const gated = mul(
     builder,
     `${name}.gated`,
@@ -174,17 +177,12 @@ export function projectionPlace(prefix: string, outputs: number, biased: boolean
   return { tensor: `${prefix}.weight`, outputs, ...(biased ? { bias: `${prefix}.bias` } : {}) };
 }
 
-function projectRows(graph: RankGraph, name: string, x: Value, place: ProjectionPlace, rows: Range): Value {
+function projectionOf(graph: RankGraph, name: string, place: ProjectionPlace, rows: Range): NamedProjection {
   const offset = place.offset ?? 0;
   const cut = { start: offset + rows.start, end: offset + rows.end };
   const bias: VectorCut | null =
     place.bias === undefined ? null : { tensor: place.bias, size: place.outputs, rows: cut };
-  return graph.project(
-    name,
-    x,
-    { tensor: place.tensor, shape: [place.outputs, graph.spec.hidden], rows: cut },
-    bias,
-  );
+  return { name, cut: { tensor: place.tensor, shape: [place.outputs, graph.spec.hidden], rows: cut }, bias };
 }
 
 /** The bias of a projection whose ranks are summed: one rank adds it. */

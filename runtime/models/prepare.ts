@@ -11,6 +11,7 @@
 import { createHash } from 'node:crypto';
 import type { DType } from '../dtype.ts';
 import { dtypeBytes } from '../dtype.ts';
+import { fuseRowInt8 } from '../graph/fuse-row-int8.ts';
 import type { Initializer } from '../graph/graph.ts';
 import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
@@ -49,10 +50,14 @@ export interface PreparedRank {
   /** `hidden` float32 [rows, hidden] to `logits` float32 [rows, shard.vocabulary]. */
   readonly head: PreparedGraph;
   /**
-   * The body with its products in the form for many rows, and the bytes of the weights in that form; null when it is not
-   * wanted. The head has none: what it rounds would go straight into the logits.
+   * Both with their products in the form for many rows, and the bytes of the weights in that form; null when it is not
+   * wanted.
    */
-  readonly manyRows: { readonly body: PreparedGraph; readonly bytes: number } | null;
+  readonly manyRows: {
+    readonly body: PreparedGraph;
+    readonly head: PreparedGraph;
+    readonly bytes: number;
+  } | null;
 }
 
 export interface PrepareOptions {
@@ -66,8 +71,8 @@ export interface PrepareOptions {
   readonly onProgress?: (done: number, total: number) => void;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
-  /** Also make a body for many rows, its weights quantized to -limit .. limit. */
-  readonly rowInt8Limit?: number | undefined;
+  /** Also make graphs for many rows, with this limit of weights (row-int8-weight.ts). */
+  readonly rowInt8PairLimit?: number | undefined;
 }
 
 /** How products with quantized weights are computed: with activations quantized per block, or in float32. */
@@ -82,7 +87,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
   const shard = planShards(model.spec, ranks, shardUnits(model.spec, checkpoint))[rank]!;
   const quantizedCompute = options.quantizedCompute ?? 'int8';
   const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
-  const graph = (name: 'body' | 'head', limit?: number): OnnxModel => {
+  const graph = (name: 'body' | 'head', pairLimit?: number): OnnxModel => {
     const rankGraph = new RankGraph(name, {
       spec: model.spec,
       shard,
@@ -91,29 +96,32 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
       // The head of a quantized model is often stored plain: as float32 it would take more memory, and more time a
       // token, than many layers.
       ...(name === 'head' && quantized && quantizedCompute === 'int8' ? { plainBits: 8 as const } : {}),
-      ...(limit === undefined ? {} : { rowInt8Limit: limit }),
+      ...(pairLimit === undefined ? {} : { rowInt8PairLimit: pairLimit }),
     });
     if (name === 'body') model.buildBody(rankGraph);
     else model.buildHead(rankGraph);
-    return toOnnx(rankGraph.builder.build());
+    const built = rankGraph.builder.build();
+    return toOnnx(pairLimit === undefined ? built : fuseRowInt8(built));
   };
   const stored = [graph('body'), graph('head')] as const;
-  const { rowInt8Limit: limit } = options;
-  const many = limit === undefined ? null : graph('body', limit);
-  const external = [...stored, ...(many === null ? [] : [many])].flatMap((each) => each.external);
+  const { rowInt8PairLimit: pairLimit } = options;
+  const many =
+    pairLimit === undefined ? null : ([graph('body', pairLimit), graph('head', pairLimit)] as const);
+  const external = [...stored, ...(many ?? [])].flatMap((each) => each.external);
   const placed = placeWeights(external, checkpoint, options);
   const prepared = ({ bytes, external }: OnnxModel): PreparedGraph => ({
     onnx: bytes,
     weights: external.map((initializer) => placed.get(initializer)!),
   });
-  const bytes = (many?.external ?? [])
+  const bytes = (many ?? [])
+    .flatMap((each) => each.external)
     .filter(({ type }) => type.dtype === 'int8')
     .reduce((sum, initializer) => sum + initializerBytes(initializer), 0);
   return {
     shard,
     body: prepared(stored[0]),
     head: prepared(stored[1]),
-    manyRows: many && { body: prepared(many), bytes },
+    manyRows: many && { body: prepared(many[0]), head: prepared(many[1]), bytes },
   };
 }
 

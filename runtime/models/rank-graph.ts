@@ -8,10 +8,10 @@ import { SluiceError } from '../errors.ts';
 import { GraphBuilder } from '../graph/builder.ts';
 import type { Value } from '../graph/graph.ts';
 import { allReduce } from '../graph/ops/custom.ts';
-import { cast } from '../graph/ops/elementwise.ts';
+import { add, cast } from '../graph/ops/elementwise.ts';
 import { linear } from '../graph/ops/linear.ts';
 import { type QuantizedRows, quantizeRows } from '../graph/ops/row-int8.ts';
-import { gather } from '../graph/ops/shape.ts';
+import { gather, split } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { quantizeTensor } from '../weights/quantize.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
@@ -39,6 +39,12 @@ export interface VectorCut {
   readonly plus?: number;
 }
 
+export interface NamedProjection {
+  readonly name: string;
+  readonly cut: MatrixCut;
+  readonly bias: VectorCut | null;
+}
+
 export interface RankGraphOptions {
   readonly spec: ModelSpec;
   readonly shard: Shard;
@@ -47,8 +53,15 @@ export interface RankGraphOptions {
   readonly quantizedCompute: 'int8' | 'float32';
   /** In how many bits plain matrices are multiplied, in blocks of 32; absent: as they are. */
   readonly plainBits?: 4 | 8;
-  /** Every product in the form for many rows (row-int8-weight.ts), with this limit; absent: as the weights are stored. */
-  readonly rowInt8Limit?: number;
+  /** Every product in the form for many rows (row-int8-weight.ts), with this `pairLimit`; absent: as stored. */
+  readonly rowInt8PairLimit?: number;
+}
+
+function wholeOf({ shape, rows, columns }: MatrixCut): { readonly rows: Range; readonly columns: Range } {
+  return {
+    rows: rows ?? { start: 0, end: shape[0] },
+    columns: columns ?? { start: 0, end: shape[1] },
+  };
 }
 
 /** Equal where the bytes are, also in two graphs of a rank. */
@@ -104,16 +117,11 @@ export class RankGraph {
 
   /** x [rows, inputs] times the transpose of the cut, plus the bias: [rows, outputs of the cut]. */
   project(name: string, x: Value, cut: MatrixCut, bias: VectorCut | null = null): Value {
+    if (this.#options.rowInt8PairLimit !== undefined) return this.#projectRowInt8(name, x, [cut], bias);
     const stored = this.#tensor(cut.tensor, cut.shape);
-    const rows = cut.rows ?? { start: 0, end: cut.shape[0] };
-    const columns = cut.columns ?? { start: 0, end: cut.shape[1] };
+    const { rows, columns } = wholeOf(cut);
     const biasValue = bias === null ? null : this.vector(bias);
     const weight = cutName(cut.tensor, rows, columns);
-    const { rowInt8Limit: limit } = this.#options;
-    if (limit !== undefined) {
-      const projection = { tensor: stored, weight, rows, columns, bias: biasValue, limit };
-      return rowInt8Projection(this.builder, name, this.#quantized(x), projection);
-    }
     const { plainBits, quantizedCompute } = this.#options;
     const narrow = stored.kind === 'dense' && plainBits !== undefined;
     const blocks = narrow ? quantizeTensor(stored, { bits: plainBits, blockSize: 32 }) : stored;
@@ -135,6 +143,30 @@ export class RankGraph {
       cutSource(blocks, rows, columns),
     );
     return linear(this.builder, name, x, value, biasValue);
+  }
+
+  /** Several products with the same x: one for all where the form of the weights allows it. */
+  projectAll(name: string, x: Value, projections: readonly NamedProjection[]): readonly Value[] {
+    if (this.#options.rowInt8PairLimit === undefined) {
+      return projections.map((each) => this.project(each.name, x, each.cut, each.bias));
+    }
+    const cuts = projections.map(({ cut }) => cut);
+    const together = this.#projectRowInt8(name, x, cuts, null);
+    const sizes = cuts.map((cut) => rangeSize(wholeOf(cut).rows));
+    return split(this.builder, `${name}.parts`, together, sizes).map((part, i) => {
+      const { name, bias } = projections[i]!;
+      return bias === null ? part : add(this.builder, name, part, this.vector(bias));
+    });
+  }
+
+  #projectRowInt8(name: string, x: Value, cuts: readonly MatrixCut[], bias: VectorCut | null): Value {
+    const parts = cuts.map((cut) => ({ tensor: this.#tensor(cut.tensor, cut.shape), ...wholeOf(cut) }));
+    return rowInt8Projection(this.builder, name, this.#quantized(x), {
+      parts,
+      weight: cuts.map((cut, i) => cutName(cut.tensor, parts[i]!.rows, parts[i]!.columns)).join('+'),
+      bias: bias === null ? null : this.vector(bias),
+      pairLimit: this.#options.rowInt8PairLimit!,
+    });
   }
 
   /** The rows of a value, quantized once for all products with it. */

@@ -29,7 +29,7 @@ function binary(type: 'Add' | 'Mul'): Op<Record<never, never>> {
 }
 
 const addOp = binary('Add');
-const mulOp = binary('Mul');
+export const mulOp = binary('Mul');
 
 export function add(builder: GraphBuilder, name: string, left: Value, right: Value): Value {
   return builder.apply(addOp, name, [left, right], {});
@@ -46,7 +46,7 @@ export function scale(builder: GraphBuilder, name: string, value: Value, factor:
 
 export type Activation = 'silu' | 'gelu_tanh' | 'gelu' | 'sigmoid' | 'tanh' | 'relu';
 
-const activationOp: Op<{ kind: Activation }> = {
+export const activationOp: Op<{ kind: Activation }> = {
   name: 'activation',
   infer: ([input]) => [input!],
   emit({ inputs, outputs, attributes }, onnx) {

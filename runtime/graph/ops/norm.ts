@@ -28,7 +28,7 @@ export function rmsNorm(
   return builder.apply(rmsNormOp, name, [value, weight], { epsilon });
 }
 
-const addRmsNormOp: Op<{ epsilon: number }> = {
+export const addRmsNormOp: Op<{ epsilon: number }> = {
   name: 'addRmsNorm',
   infer([input, residual, weight]) {
     assert(sameShape(input!, residual!), `[${input!.shape}] added to [${residual!.shape}]`);

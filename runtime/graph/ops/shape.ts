@@ -106,7 +106,7 @@ export function slice(builder: GraphBuilder, name: string, value: Value, start: 
   return builder.apply(sliceOp, name, [value], { start, end });
 }
 
-const splitOp: Op<{ sizes: readonly number[] }> = {
+export const splitOp: Op<{ sizes: readonly number[] }> = {
   name: 'split',
   infer([input], { sizes }) {
     const width = columns(input!);

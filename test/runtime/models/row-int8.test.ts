@@ -2,11 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { rowInt8Ops } from '../../../runtime/engine/row-int8-ops.ts';
 import { GraphBuilder } from '../../../runtime/graph/builder.ts';
+import { rotateRow } from '../../../runtime/graph/hadamard.ts';
 import { toOnnx } from '../../../runtime/graph/onnx.ts';
 import { quantizeRows } from '../../../runtime/graph/ops/row-int8.ts';
 import { rowInt8Projection } from '../../../runtime/models/row-int8-weight.ts';
 import type { Range } from '../../../runtime/models/shard.ts';
+import { CustomOpDomain } from '../../../runtime/ort/custom-op.ts';
 import { Session } from '../../../runtime/ort/session.ts';
 import { OrtValue } from '../../../runtime/ort/value.ts';
 import type { StoredTensor } from '../../../runtime/weights/checkpoint.ts';
@@ -14,7 +17,7 @@ import { dequantize } from '../../../runtime/weights/quantized.ts';
 
 const [outputs, inputs, blockSize] = [24, 96, 32];
 // Pairs of products stay in 16 bits: exact on every processor.
-const limit = 63;
+const pairLimit = 128;
 
 const wave = (length: number, seed: number): Float32Array<ArrayBuffer> =>
   Float32Array.from({ length }, (_, index) => Math.sin(index * index * 0.37 + seed) * (1 + (index % 7)));
@@ -65,10 +68,13 @@ function project(
         read: () => new Uint8Array(new Float32Array(rows.end - rows.start).fill(0.5).buffer),
       })
     : null;
-  const projection = { tensor, weight: 'w', rows, columns, bias: biasValue, limit };
+  const parts = [{ tensor, rows, columns }];
+  const projection = { parts, weight: 'w', bias: biasValue, pairLimit };
   builder.output('out', rowInt8Projection(builder, 'y', quantizeRows(builder, 'q', input), projection));
   const { bytes, external } = toOnnx(builder.build());
+  using ops = new CustomOpDomain('sluice', rowInt8Ops({ tokens: x.length / width }));
   using session = Session.fromBytes(bytes, {
+    customOps: [ops],
     copiedInitializers: new Map(
       external.map(({ name, type, source }) => [name, OrtValue.over(source.read(), type.dtype, type.shape)]),
     ),
@@ -78,7 +84,17 @@ function project(
   return out.toFloat32().slice();
 }
 
-/** What the form promises, element by element: rounded activations times rounded weights. */
+const rotated = (row: Float32Array): number[] => {
+  const copy = row.slice();
+  rotateRow(copy, 0, copy.length);
+  return [...copy];
+};
+
+/** The largest sum of two neighbours. */
+const pairOf = (values: readonly number[]): number =>
+  Math.max(...values.filter((_, k) => k % 2 === 0).map((one, i) => Math.abs(one + (values[2 * i + 1] ?? 0))));
+
+/** What the form promises, element by element: rotated and rounded activations times weights made alike. */
 function expected(
   matrix: Float32Array,
   x: Float32Array,
@@ -87,18 +103,18 @@ function expected(
   bias: number,
 ): number[] {
   const width = columns.end - columns.start;
-  const round = (values: readonly number[], steps: number): { whole: number[]; step: number } => {
-    const step = Math.max(...values.map(Math.abs)) / steps;
+  const round = (values: readonly number[], pair: number): { whole: number[]; step: number } => {
+    const step = Math.max(...values.map(Math.abs), pair) / 127;
     return { whole: values.map((value) => (step === 0 ? 0 : value / step)), step };
   };
   const result: number[] = [];
   for (let row = 0; row < x.length / width; row++) {
-    const left = round([...x.subarray(row * width, (row + 1) * width)], 127);
+    const left = round(rotated(x.subarray(row * width, (row + 1) * width)), 0);
     for (let output = rows.start; output < rows.end; output++) {
-      const right = round(
-        [...matrix.subarray(output * inputs + columns.start, output * inputs + columns.end)],
-        limit,
+      const column = rotated(
+        matrix.subarray(output * inputs + columns.start, output * inputs + columns.end),
       );
+      const right = round(column, pairOf(column));
       const sum = left.whole.reduce(
         (total, value, k) => total + Math.round(value) * Math.round(right.whole[k]!),
         0,
