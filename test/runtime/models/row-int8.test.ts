@@ -111,9 +111,7 @@ function expected(
   for (let row = 0; row < x.length / width; row++) {
     const left = round(rotated(x.subarray(row * width, (row + 1) * width)), 0);
     for (let output = rows.start; output < rows.end; output++) {
-      const column = rotated(
-        matrix.subarray(output * inputs + columns.start, output * inputs + columns.end),
-      );
+      const column = rotated(matrix.subarray(output * inputs + columns.start, output * inputs + columns.end));
       const right = round(column, pairOf(column));
       const sum = left.whole.reduce(
         (total, value, k) => total + Math.round(value) * Math.round(right.whole[k]!),
