@@ -94,7 +94,7 @@ function addNorm(x: usize, residual: usize, weight: usize, epsilon: f32, width: 
 function gated(gate: v128, up: v128, scales: v128): v128 {
   const x = f32x4.mul(gate, scales);
   // Beyond 87 the quotient is 0 as far as floats go.
-  const e = exp4(f32x4.min(f32x4.neg(x), f32x4.splat(87.0)));
+  const e = exp4(f32x4.relaxed_min(f32x4.splat(87.0), f32x4.neg(x)));
   return f32x4.div(f32x4.mul(x, f32x4.mul(up, scales)), f32x4.add(e, f32x4.splat(1.0)));
 }
 
@@ -188,13 +188,13 @@ function rotateBlock(block: usize, size: i32): f32 {
       const difference = f32x4.mul(f32x4.sub(v0, v1), factor);
       v128.store(at, sum);
       v128.store(at + stride, difference);
-      largest = f32x4.max(largest, f32x4.max(f32x4.abs(sum), f32x4.abs(difference)));
+      largest = f32x4.relaxed_max(largest, f32x4.relaxed_max(f32x4.abs(sum), f32x4.abs(difference)));
     }
   } else {
     for (let at = block; at < end; at += 16) {
       const v = f32x4.mul(v128.load(at), factor);
       v128.store(at, v);
-      largest = f32x4.max(largest, f32x4.abs(v));
+      largest = f32x4.relaxed_max(largest, f32x4.abs(v));
     }
   }
   return maxLanes(largest);

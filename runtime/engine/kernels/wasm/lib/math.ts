@@ -13,7 +13,8 @@ export function madd(a: v128, b: v128, c: v128): v128 {
 @inline
 export function exp4(x: v128): v128 {
   const low = f32x4.splat(-87.0);
-  const clamped = f32x4.max(x, low);
+  // Single instructions, unlike max and trunc_sat; in this order NaN stays NaN.
+  const clamped = f32x4.relaxed_max(low, x);
   const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(1.44269504088896341)));
   let r = f32x4.relaxed_nmadd(n, f32x4.splat(0.693359375), clamped);
   r = f32x4.relaxed_nmadd(n, f32x4.splat(-2.12194440e-4), r);
@@ -24,7 +25,7 @@ export function exp4(x: v128): v128 {
   p = madd(p, r, f32x4.splat(1.6666665459e-1));
   p = madd(p, r, f32x4.splat(5.0000001201e-1));
   p = madd(p, f32x4.mul(r, r), f32x4.add(r, f32x4.splat(1.0)));
-  const power = i32x4.shl(i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(127)), 23);
+  const power = i32x4.shl(i32x4.add(i32x4.relaxed_trunc_f32x4_s(n), i32x4.splat(127)), 23);
   return v128.andnot(f32x4.mul(p, power), f32x4.lt(x, low));
 }
 
