@@ -7,7 +7,8 @@ import type { AnyObject } from '../api/objects.ts';
 import { quantity } from './quantity.ts';
 
 export interface CapacityInput {
-  readonly nodes: readonly AnyObject[];
+  /** Undefined where they are not seen: the operator's rights may be for some namespaces only. */
+  readonly nodes: readonly AnyObject[] | undefined;
   /** Of all namespaces. */
   readonly pods: readonly AnyObject[];
   /** ResourceQuotas of the service's namespace. */
@@ -198,8 +199,7 @@ export function misplacement(node: AnyObject, spec: PodSpec): string | undefined
 }
 
 /** What makes an estimate worthless: then the scheduler is asked by creating the pod. */
-function unknowable(input: CapacityInput): string | undefined {
-  const { podSpec } = input;
+function unknowable({ nodes, podSpec, resource }: CapacityInput): string | undefined {
   if ((podSpec.schedulingGates?.length ?? 0) > 0) return 'the template has scheduling gates';
   if ((podSpec.resourceClaims?.length ?? 0) > 0)
     return 'the template claims devices (dynamic resource allocation)';
@@ -215,8 +215,9 @@ function unknowable(input: CapacityInput): string | undefined {
   if (podSpec.topologySpreadConstraints?.some((each) => each.whenUnsatisfiable !== 'ScheduleAnyway')) {
     return 'the template has a hard topology spread';
   }
-  if (!input.nodes.some((node) => node.status?.allocatable?.[input.resource] !== undefined)) {
-    return `no node reports ${input.resource}`;
+  if (nodes === undefined) return 'the nodes are not seen';
+  if (!nodes.some((node) => node.status?.allocatable?.[resource] !== undefined)) {
+    return `no node reports ${resource}`;
   }
   return undefined;
 }
@@ -258,7 +259,7 @@ export function estimateCapacity(input: CapacityInput): Capacity {
     if (pod.metadata.deletionTimestamp) add(releasing, node, amount);
   }
 
-  const nodes: NodeCapacity[] = input.nodes
+  const nodes: NodeCapacity[] = (input.nodes ?? [])
     .map((node) => {
       const excluded = exclusionOf(node, input.podSpec);
       return {

@@ -269,7 +269,7 @@ function capacityFor(
   const namespace = service.metadata.namespace ?? '';
   return (podSpec, names) =>
     estimateCapacity({
-      nodes: cluster?.nodes() ?? [],
+      nodes: cluster?.nodes(),
       pods: cluster?.pods() ?? [],
       quotas: cluster?.quotas(namespace) ?? [],
       podSpec,

@@ -11,7 +11,9 @@ import {
 } from '../api/inference-service.ts';
 import { type AnyObject, controllerOf } from '../api/objects.ts';
 import { revisionInputs } from '../api/revision.ts';
+import { appliedAnnotation } from '../resources/labels.ts';
 import { resolveJob, resolveJobName } from '../resources/resolve-job.ts';
+import { stamped } from './drift.ts';
 import { errorLine, worstTrouble } from './pod-trouble.ts';
 import { defaultTrackIntervalSeconds } from './policy.ts';
 import type { Obstacle } from './status.ts';
@@ -72,12 +74,16 @@ export function planResolution(
     if (model === undefined) return { ...known, removals: [...stale, job], ...said(spec, target) };
     return { model, removals: stale, ...said(spec, target) };
   }
+  // Asked for otherwise since, with another token perhaps.
+  if (!sameLookup(job, resolveJob(world.service, source, revisionInputs(spec), options)))
+    return { ...known, removals: [...stale, job], ...said(spec, target) };
   const failure = isTrue(job, 'Failed');
   if (failure === undefined)
     return { ...known, removals: stale, ...said(spec, target, waitingFor(world, job)) };
   const leftMs = retryAfterMs(spec) - (world.now.getTime() - Date.parse(failure.lastTransitionTime ?? ''));
   const over = !(leftMs > 0);
-  const message = `${nameOf(spec)} cannot be looked up: ${refusalOf(world, job) || failure.message}`;
+  const why = aboutToken(refusalOf(world, job), spec) || failure.message;
+  const message = `${nameOf(spec)} cannot be looked up: ${why}`;
   return {
     ...known,
     removals: over ? [...stale, job] : stale,
@@ -133,6 +139,19 @@ function waitingFor(world: World, job: AnyObject): Obstacle | undefined {
   // A Secret that is not there is a matter for a person, and the kubelet goes on as soon as it is.
   const type = trouble.reason === 'ContainerConfigInvalid' ? 'Stalled' : 'Reconciling';
   return { type, reason: trouble.reason, message: `Looking the model up: ${trouble.message}` };
+}
+
+function sameLookup(job: AnyObject, wanted: AnyObject): boolean {
+  const hash = ({ metadata }: AnyObject) => metadata.annotations?.[appliedAnnotation];
+  return hash(job) === hash(stamped(wanted));
+}
+
+/** The runtime knows its environment; its author knows the field. */
+function aboutToken(line: string, { model: { tokenSecretRef } }: InferenceServiceSpec): string {
+  if (!line.includes('HF_TOKEN')) return line;
+  return tokenSecretRef === undefined
+    ? `${line}; spec.model.tokenSecretRef is not set`
+    : `${line}; HF_TOKEN is key "${tokenSecretRef.key}" of Secret "${tokenSecretRef.name}"`;
 }
 
 function nameOf({ model: { path, revision } }: InferenceServiceSpec): string {

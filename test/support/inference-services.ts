@@ -19,6 +19,12 @@ export async function installCrd(client: KubeClient): Promise<void> {
   });
 }
 
+/** From now on the API server refuses pods in the namespace that are not of the Pod Security Standard "restricted". */
+export async function enforceRestricted(client: KubeClient, namespace: string): Promise<void> {
+  const labels = { 'pod-security.kubernetes.io/enforce': 'restricted' };
+  await client.mergePatch(resources.namespaces, { name: namespace }, { metadata: { labels } });
+}
+
 export const minimalSpec = {
   model: { path: '/tiny' },
   storage: { persistentVolumeClaim: { claimName: 'models' } },

@@ -1,7 +1,7 @@
 /**
  * A cluster that really serves, for tests: a control plane with scheduler and controllers, a process node with pretended
  * GPUs whose pods are the real runtime, the service proxy, the operator's program, and a volume with two small models that
- * answer differently. Ends with the test.
+ * answer differently, all of it in a namespace that enforces the standard "restricted". Ends with the test.
  */
 import assert from 'node:assert/strict';
 import { cpSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
@@ -16,7 +16,7 @@ import { startServiceProxy } from '../../local/service-proxy.ts';
 import { resources } from '../../operator/kube/client.ts';
 import { ServeProcess } from '../runtime/cli/program.ts';
 import { controlPlane, type TestControlPlane } from './control-plane.ts';
-import { installCrd, ServiceUnderTest } from './inference-services.ts';
+import { enforceRestricted, installCrd, ServiceUnderTest } from './inference-services.ts';
 import { type OperatorProcess, startOperator, until } from './operator-process.ts';
 import { type Answers, answersOf } from './traffic.ts';
 
@@ -59,6 +59,7 @@ export async function servingCluster(t: TestContext, gpus: number): Promise<Serv
   const { client } = plane;
   await installCrd(client);
   const namespace = await plane.namespace(t);
+  await enforceRestricted(client, namespace);
   /** The last first: the guard removes what is left of the others. */
   const undo: (() => Promise<unknown>)[] = [];
   t.after(async () => {

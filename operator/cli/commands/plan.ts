@@ -109,7 +109,7 @@ function gpusOf(
 ): PlannedService['gpus'] {
   const pods = spec.suspend === true ? 0 : spec.replicas;
   const capacity: Capacity = estimateCapacity({
-    nodes: world.cluster?.nodes() ?? [],
+    nodes: world.cluster?.nodes(),
     pods: world.cluster?.pods() ?? [],
     quotas: world.cluster?.quotas(world.service.metadata.namespace ?? '') ?? [],
     podSpec: podSpec as PodSpec,
@@ -117,13 +117,7 @@ function gpusOf(
   });
   const free = !capacity.known ? 'unknown' : capacity.fits > 0 ? 'yes' : 'no';
   const { perPod, message } = capacity;
-  return {
-    resource,
-    perPod,
-    pods,
-    free,
-    message: perPod > 0 && world.cluster === undefined ? 'no cluster was asked' : message,
-  };
+  return { resource, perPod, pods, free, message };
 }
 
 function outcomeOf({ status, passed }: Forecast): PlannedService['outcome'] {

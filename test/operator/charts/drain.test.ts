@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import { KubeError, type KubeObject, resources } from '../../../operator/kube/client.ts';
 import { controlPlane } from '../../support/control-plane.ts';
 import { gpuNodes } from '../../support/gpu-nodes.ts';
-import { installCrd, ServiceUnderTest } from '../../support/inference-services.ts';
+import { enforceRestricted, installCrd, ServiceUnderTest } from '../../support/inference-services.ts';
 import { startOperator, until } from '../../support/operator-process.ts';
 import { pending, ready } from '../../support/pretend-kubelet.ts';
 
@@ -17,11 +17,7 @@ test('a drain takes one pod of two at a time, and the only pod of another servic
   const { client } = plane;
   await installCrd(client);
   const namespace = await plane.namespace(t);
-  await client.mergePatch(
-    resources.namespaces,
-    { name: namespace },
-    { metadata: { labels: { 'pod-security.kubernetes.io/enforce': 'restricted' } } },
-  );
+  await enforceRestricted(client, namespace);
   const nodes = await gpuNodes(t, client, { 'drain-a': 4, 'drain-b': 4 });
   await startOperator(t, plane.kubeconfigFor({ name: 'sluice-operator', groups: ['system:masters'] }), [
     `--watch-namespaces=${namespace}`,

@@ -168,6 +168,11 @@ const cases: readonly Case[] = [
     message: /no node reports/,
   },
   {
+    name: 'nodes that are not seen: unknown, not zero',
+    input: { nodes: undefined, pods: [pod('a', 4)], podSpec: spec(4) },
+    message: /cannot be estimated: the nodes are not seen$/,
+  },
+  {
     name: 'claimed devices: unknown',
     input: { nodes: [node('a', 4)], podSpec: spec(1, { resourceClaims: [{}] }) },
     message: /dynamic resource allocation/,

@@ -126,6 +126,20 @@ test('a repository that the hub refuses stalls the service with its line, and is
   assert.equal(cluster.condition('Ready').status, 'True');
 });
 
+test('another token is tried at once, without the wait after a refusal', () => {
+  const cluster = new SimulatedCluster(spec());
+  cluster.hub.set(asked(), 'sluice: org/tiny: it is private and HF_TOKEN gives no access (401)');
+  run(cluster, 5);
+  assert.match(cluster.condition('Stalled').message, /\(401\); spec\.model\.tokenSecretRef is not set$/);
+  cluster.edit(spec({ tokenSecretRef: { name: 'hub', key: 'token' } }));
+  run(cluster, 5);
+  assert.match(cluster.condition('Stalled').message, /HF_TOKEN is key "token" of Secret "hub"$/);
+  cluster.hub.set(asked(), { commit: commit('a'), ...facts });
+  cluster.edit(spec({ tokenSecretRef: { name: 'hub', key: 'better' } }));
+  run(cluster, 5, 1);
+  assert.equal(cluster.condition('Ready').status, 'True');
+});
+
 test('an edit to what cannot be looked up leaves what serves', () => {
   const cluster = serving({ commit: commit('a'), ...facts });
   cluster.edit(spec({ revision: 'nope' }));

@@ -149,7 +149,7 @@ const cases: Record<string, Case> = {
     lines: surge,
     fewest: 1,
     decision: 'Surge',
-    says: /cannot be estimated: no node reports nvidia\.com\/gpu/,
+    says: /cannot be estimated: the nodes are not seen/,
   },
   'capacity unknown and no room: tried, withdrawn, then in place': {
     gpus: 4,
