@@ -1,7 +1,7 @@
 // biome-ignore-all lint/suspicious/noExplicitAny: Kubernetes objects are as open as their schema.
 /**
  * What `plan` says is what the audit log then shows: random edits of one service on a real control plane with one node of
- * four GPUs, of which a neighbour holds some.
+ * four GPUs, of which a neighbour holds some. SLUICE_TEST_SEED=n takes another fifty.
  */
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -18,6 +18,7 @@ import { gpuNodes } from '../../support/gpu-nodes.ts';
 import { installCrd, manifest } from '../../support/inference-services.ts';
 import { startOperator, until } from '../../support/operator-process.ts';
 
+const seed = Number(process.env.SLUICE_TEST_SEED ?? 20260101);
 const operatorUser = 'sluice-operator';
 const image = 'runtime:test';
 
@@ -51,7 +52,7 @@ function specOf(choice: Choice): object {
   return spec;
 }
 
-/** Fifty, always the same: each changes one field, and a pause or a suspension does not stay for long. */
+/** As many as asked for, the same for each seed: each changes one field, and a pause or a suspension does not stay for long. */
 function editsOf(seed: number, count: number): Choice[] {
   const names = Object.keys(fields);
   const pick = fc.sample(fc.tuple(fc.nat(), fc.nat()), { seed, numRuns: count });
@@ -160,7 +161,7 @@ test('fifty random edits: the objects, verbs and pods of the plan are those of t
 
   const edits: Choice[] = [
     Object.fromEntries(Object.entries(fields).map(([name, values]) => [name, values[0]])),
-    ...editsOf(20260101, 50),
+    ...editsOf(seed, 50),
   ];
   for (const [index, choice] of edits.entries()) {
     const object = manifest(namespace, 'chat', specOf(choice));
@@ -169,7 +170,7 @@ test('fifty random edits: the objects, verbs and pods of the plan are those of t
     const mark = await plane.auditMark();
     await client.apply(resources.inferenceServices, object, { fieldManager: 'kubectl', force: true });
     const expected = plan.writes.map((each: any) => `${each.verb} ${each.kind} ${each.name}`).sort();
-    const what = `edit ${index} (${JSON.stringify(choice)})`;
+    const what = `seed ${seed}, edit ${index} (${JSON.stringify(choice)})`;
     let seen: unknown;
     await until(`${what} comes to rest as planned`, async () => {
       const { metadata, status } = (await client.get(resources.inferenceServices, {
