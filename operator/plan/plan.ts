@@ -10,6 +10,7 @@ import { understandSpec } from '../api/parse.ts';
 import {
   controllerRevision,
   isControlledBy,
+  queueLabels,
   type RevisionData,
   renderRevision,
 } from '../resources/controller-revision.ts';
@@ -17,6 +18,7 @@ import { revisionDeployment } from '../resources/deployment.ts';
 import { appliedAnnotation } from '../resources/labels.ts';
 import { podDisruptionBudget } from '../resources/pod-disruption-budget.ts';
 import { clusterService } from '../resources/service.ts';
+import { cacheLimitBytes } from './cache-limit.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
 import { defaultHistoryLimit, policyOf } from './policy.ts';
@@ -141,9 +143,11 @@ function planSpec(
 
   const { name: targetName, inputs } = revision;
   const state = stateOf(world, targetName);
+  const cacheBytes = cacheLimitBytes(inputs, target.resolved);
+  const rendering = { ...options, ...(cacheBytes === undefined ? {} : { cacheBytes }) };
   const record =
     state.record?.data ??
-    restoredRecord(service, state, renderRevision(service, targetName, inputs, options));
+    restoredRecord(service, state, renderRevision(service, targetName, inputs, rendering));
   const others = ownChildren(world, 'Deployment')
     .map((each) => each.metadata.name)
     .filter((name) => name !== targetName && name !== stable?.name)
@@ -316,13 +320,18 @@ function restoredRecord(
   const same =
     deployment.metadata.annotations?.[appliedAnnotation] ===
     manifest.metadata.annotations?.[appliedAnnotation];
-  return same ? rendered : { ...rendered, ...frozenAsItIs(deployment) };
+  if (same) return rendered;
+  const { deploymentLabels: _, ...others } = rendered;
+  return { ...others, ...frozenAsItIs(deployment)! };
 }
 
-function frozenAsItIs(deployment: AnyObject | undefined): Pick<RevisionData, 'deployment'> | undefined {
+function frozenAsItIs(
+  deployment: AnyObject | undefined,
+): Pick<RevisionData, 'deployment' | 'deploymentLabels'> | undefined {
   if (deployment === undefined) return undefined;
   const { replicas: _, ...spec } = deployment.spec;
-  return { deployment: spec };
+  const deploymentLabels = queueLabels(deployment.metadata.labels);
+  return { deployment: spec, ...(deploymentLabels === undefined ? {} : { deploymentLabels }) };
 }
 
 function podSpecOf({ deployment }: RevisionData): PodSpec {

@@ -6,7 +6,7 @@
 import { apiVersion } from '../api/inference-service.ts';
 import { type AnyObject, controllerOf, type JsonObject } from '../api/objects.ts';
 import type { RevisionInputs } from '../api/revision.ts';
-import { ownerReference, revisionLabels } from './labels.ts';
+import { ownerReference, queueLabel, revisionLabels } from './labels.ts';
 import { podTemplate } from './pod-template.ts';
 
 export interface RevisionData {
@@ -15,10 +15,13 @@ export interface RevisionData {
   readonly inputs: RevisionInputs;
   /** The Deployment's spec without replicas. */
   readonly deployment: JsonObject;
+  /** Labels of the Deployment itself besides the operator's own. */
+  readonly deploymentLabels?: Readonly<Record<string, string>>;
 }
 
 export interface RenderOptions {
   readonly runtimeImage: string;
+  readonly cacheBytes?: number;
 }
 
 /** How long a Deployment waits before it calls itself stuck; the startup probe's budget and some. */
@@ -28,9 +31,14 @@ export function renderRevision(
   service: AnyObject,
   name: string,
   inputs: RevisionInputs,
-  { runtimeImage }: RenderOptions,
+  { runtimeImage, cacheBytes }: RenderOptions,
 ): RevisionData {
   const serviceName = service.metadata.name;
+  const context = {
+    ...{ serviceName, revision: name, defaultImage: runtimeImage },
+    ...(cacheBytes === undefined ? {} : { cacheBytes }),
+  };
+  const deploymentLabels = queueLabels(inputs.template?.metadata?.labels);
   return {
     apiVersion,
     kind: 'RevisionRecord',
@@ -42,9 +50,18 @@ export function renderRevision(
       strategy: { type: 'RollingUpdate', rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } },
       revisionHistoryLimit: 1,
       progressDeadlineSeconds,
-      template: podTemplate(inputs, { serviceName, revision: name, defaultImage: runtimeImage }),
+      template: podTemplate(inputs, context),
     },
+    ...(deploymentLabels === undefined ? {} : { deploymentLabels }),
   };
+}
+
+/** Kueue looks for the queue at the Deployment and holds its pods; there it may not change while pods are ready. */
+export function queueLabels(
+  labels: Readonly<Record<string, string>> = {},
+): Record<string, string> | undefined {
+  const queue = labels[queueLabel];
+  return queue === undefined ? undefined : { [queueLabel]: queue };
 }
 
 /** `order` grows with each use: the newest revision has the highest. */

@@ -6,7 +6,7 @@ import { ownerReference, revisionLabels } from './labels.ts';
 export function revisionDeployment(
   service: AnyObject,
   name: string,
-  record: Pick<RevisionData, 'deployment'>,
+  record: Pick<RevisionData, 'deployment' | 'deploymentLabels'>,
   replicas: number,
 ): AnyObject {
   return {
@@ -15,7 +15,7 @@ export function revisionDeployment(
     metadata: {
       name,
       namespace: service.metadata.namespace ?? '',
-      labels: revisionLabels(service.metadata.name, name),
+      labels: { ...record.deploymentLabels, ...revisionLabels(service.metadata.name, name) },
       ownerReferences: [ownerReference(service)],
     },
     spec: { ...record.deployment, replicas },

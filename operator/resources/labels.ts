@@ -12,6 +12,9 @@ const runtimeRole = 'runtime';
 /** Pods of the Job that looks a model up; no Service selects them. */
 export const resolveRole = 'resolve';
 
+/** Kueue's: which queue a workload waits in. */
+export const queueLabel = 'kueue.x-k8s.io/queue-name';
+
 /** The hash of the manifest that was applied last: equal to the manifest's, and nothing needs to be written. */
 export const appliedAnnotation = `${group}/applied`;
 

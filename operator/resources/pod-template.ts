@@ -27,6 +27,8 @@ export interface TemplateContext {
   readonly revision: string;
   /** For revisions whose author named no image. */
   readonly defaultImage: string;
+  /** The most that /cache may hold; absent: what that may be is not known. */
+  readonly cacheBytes?: number;
 }
 
 export function podTemplate(inputs: RevisionInputs, context: TemplateContext): JsonObject {
@@ -48,7 +50,7 @@ export function podTemplate(inputs: RevisionInputs, context: TemplateContext): J
         },
       ],
       containers: [container(inputs, context)],
-      volumes: [...modelVolumes(inputs), { name: 'cache', emptyDir: {} }],
+      volumes: [...modelVolumes(inputs), { name: 'cache', emptyDir: sized(context.cacheBytes) }],
     },
   };
   const merged = mergeTemplate(base, (inputs.template ?? {}) as JsonObject);
@@ -148,6 +150,13 @@ function modelVolumes(inputs: RevisionInputs): JsonObject[] {
   const claim = inputs.storage?.persistentVolumeClaim;
   if (claim === undefined) return [];
   return [{ name: 'models', persistentVolumeClaim: { claimName: claim.claimName, readOnly: true } }];
+}
+
+const gibibyte = 2 ** 30;
+
+/** A pod that writes more is evicted, before the node runs out of disk and others are. */
+function sized(bytes: number | undefined): JsonObject {
+  return bytes === undefined ? {} : { sizeLimit: `${Math.ceil(bytes / gibibyte)}Gi` };
 }
 
 function terminationGraceSeconds({ runtime = {} }: RevisionInputs): number {

@@ -12,6 +12,8 @@ import { cacheMountPath, modelArguments, podTemplate, runtimeContainer } from '.
 const refusedExitCode = 2;
 const retries = 4;
 const deadlineSeconds = 600;
+/** Headers of weights, configuration and tokenizer. */
+const cacheBytes = 2 ** 30;
 const resultFile = '/dev/termination-log';
 
 export function resolveJobName(serviceName: string, source: string): string {
@@ -25,13 +27,15 @@ export function resolveJob(
   { runtimeImage }: { readonly runtimeImage: string },
 ): AnyObject {
   const { name: serviceName, namespace = '' } = service.metadata;
-  const context = { serviceName, revision: serviceName, defaultImage: runtimeImage };
+  const context = { serviceName, revision: serviceName, defaultImage: runtimeImage, cacheBytes };
   const { spec } = podTemplate(inputs, context) as { spec: JsonObject };
   const labels = { [serviceLabel]: serviceName, [roleLabel]: resolveRole };
   const {
     topologySpreadConstraints: _,
     initContainers: __,
     terminationGracePeriodSeconds: ___,
+    resourceClaims: ____,
+    schedulingGates: _____,
     ...kept
   } = spec;
   const containers = spec.containers as JsonObject[];

@@ -172,3 +172,26 @@ test('a folder is looked up when a policy is given, and its digest is part of th
   assert.equal(cluster.service.status.revisions[0].commit, 'sha256:1');
   assert.ok(!argsOf(cluster).some((each) => each.includes('revision')));
 });
+
+test('what the checkpoint is bounds what its pods may write; what is not known bounds nothing', () => {
+  const cacheOf = (cluster: SimulatedCluster) =>
+    cluster
+      .child('Deployment', cluster.service.status.currentRevision)!
+      .spec.template.spec.volumes.find(({ name }: { name: string }) => name === 'cache').emptyDir;
+  const bytes = 16 * 2 ** 30;
+  // 16 GiB of files, 8 bytes for each of their weights, and 1 GiB.
+  const limits: [quantization: string, sizeLimit: string][] = [
+    ['bfloat16', '81Gi'],
+    ['float32', '49Gi'],
+    ['gptq', '273Gi'],
+  ];
+  for (const [quantization, sizeLimit] of limits)
+    assert.deepEqual(cacheOf(serving({ commit: commit('a'), ...facts, quantization, bytes })), { sizeLimit });
+  assert.deepEqual(cacheOf(serving({ commit: commit('a') })), {});
+  const inStorage = new SimulatedCluster({
+    ...spec({ path: '/tiny' }),
+    storage: { persistentVolumeClaim: { claimName: 'models' } },
+  });
+  run(inStorage, 10);
+  assert.deepEqual(cacheOf(inStorage), {});
+});
