@@ -7,7 +7,7 @@
 {{- end }}
 
 {{- define "sluice.serviceAccount" -}}
-{{- .Values.serviceAccount.name | default (include "sluice.name" .) -}}
+{{- (.Values.serviceAccount).name | default (include "sluice.name" .) -}}
 {{- end }}
 
 {{- define "sluice.selector" -}}

@@ -71,6 +71,13 @@ test('a drain takes one pod of two at a time, and the only pod of another servic
   assert.equal(await evict(only!), 201, 'a budget would only block the drain of a single replica');
   const { message } = await single.condition('Ready', 'False');
   assert.match(message, /evicted|drained/);
+  await until('an Event says it too', async () => {
+    const { items } = await client.list(resources.events, {
+      namespace,
+      fieldSelector: 'involvedObject.name=single,reason=Degraded',
+    });
+    return items.some((each) => each.message === message);
+  });
   nodes.look = ready;
   const status = await single.ready();
   assert.equal(status.readyReplicas, 1);

@@ -19,7 +19,10 @@ import { pretendKubelet } from '../../support/pretend-kubelet.ts';
 const charts = path.resolve(import.meta.dirname, '../../../charts');
 const system = 'sluice-system';
 
-/** The charts as an earlier release might have had them: an older version, a definition that lacks newer fields. */
+/** What a release before could do without: its values lack it, and `--reuse-values` keeps them so. */
+const newerValues = ['serviceAccount', 'metrics', 'dashboards', 'networkPolicy', 'resources', 'affinity'];
+
+/** The charts as an earlier release might have had them: an older version, fewer values, a definition with fewer fields. */
 function earlierCharts(t: TestContext): string {
   const folder = mkdtempSync(path.join(tmpdir(), 'sluice-charts-'));
   t.after(() => rmSync(folder, { recursive: true }));
@@ -31,6 +34,10 @@ function earlierCharts(t: TestContext): string {
       stringify({ ...parse(readFileSync(file, 'utf8')), version: '0.0.9', appVersion: '0.0.9' }),
     );
   }
+  const values = parse(readFileSync(path.join(folder, 'sluice/values.yaml'), 'utf8'));
+  for (const name of newerValues) delete values[name];
+  writeFileSync(path.join(folder, 'sluice/values.yaml'), stringify(values));
+  rmSync(path.join(folder, 'sluice/values.schema.json'));
   const file = path.join(folder, 'sluice-crds/templates/sluice.dev_inferenceservices.yaml');
   const crd = parse(readFileSync(file, 'utf8'));
   const { spec } = crd.spec.versions[0].schema.openAPIV3Schema.properties;
@@ -102,7 +109,9 @@ test('install the version before, upgrade, uninstall: services, definitions and 
   await first.end();
 
   run('upgrade', 'sluice-crds', path.join(charts, 'sluice-crds'));
-  run('upgrade', 'sluice', path.join(charts, 'sluice'));
+  // With the values of the release before, which know nothing of what is new, and then with its own.
+  run('upgrade', 'sluice', path.join(charts, 'sluice'), '--reuse-values');
+  run('upgrade', 'sluice', path.join(charts, 'sluice'), '--reset-values');
   const second = await operate('0.1.0');
   await second.idle();
   assert.deepEqual(await snapshot(client, service), before, 'after the upgrade');
