@@ -25,8 +25,8 @@ end
 if isTrue(conditions.Stalled) then
   return health("Degraded", conditions.Stalled)
 end
-if isTrue(conditions.Paused) and not isTrue(conditions.Ready) then
-  return health("Suspended", conditions.Paused)
+if isTrue(conditions.Reconciling) and conditions.Reconciling.reason == "ManualPause" then
+  return health("Suspended", conditions.Reconciling)
 end
 if isTrue(conditions.Reconciling) then
   return health("Progressing", conditions.Reconciling)

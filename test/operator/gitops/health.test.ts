@@ -10,7 +10,7 @@ import { parse, parseAllDocuments } from 'yaml';
 import type { InferenceServiceSpec } from '../../../operator/api/inference-service.ts';
 import type { AnyObject } from '../../../operator/api/objects.ts';
 import { judge, type Verdict } from '../../support/gitops-judge.ts';
-import { badPath, SimulatedCluster } from '../plan/simulated-cluster.ts';
+import { badPath, crashPath, SimulatedCluster } from '../plan/simulated-cluster.ts';
 
 const root = path.resolve(import.meta.dirname, '../../..');
 
@@ -83,6 +83,12 @@ const rows: readonly Row[] = [
     'Failed',
   ],
   ['scaled to zero, suspended', object(false, true), 'Healthy', 'Current'],
+  [
+    'pinned to a revision by rollbackTo, on the way there',
+    object(true, false, { Reconciling: 'RollingOut', Paused: 'PinnedToRevision' }),
+    'Progressing',
+    'InProgress',
+  ],
   [
     'pinned to a revision by rollbackTo, and it serves',
     object(true, true, { Paused: 'PinnedToRevision' }),
@@ -162,6 +168,18 @@ function course(history: readonly AnyObject[]): string[] {
   return verdicts.filter((each, index) => each !== verdicts[index - 1]);
 }
 
+/** Each verdict followed by the next one: what most stories begin with. */
+const started = ['Progressing/Unknown', 'Progressing/InProgress', 'Healthy/Current'];
+const edited = (
+  cluster: SimulatedCluster,
+  reconcile: () => void,
+  more: Partial<InferenceServiceSpec>,
+): void => {
+  repeat(6, reconcile);
+  cluster.edit(spec(more));
+  repeat(8, reconcile);
+};
+
 const stories: Record<string, { gpus?: number; story: Parameters<typeof record>[0]; seen: string[] }> = {
   'a first start': {
     story: (_cluster, reconcile) => repeat(6, reconcile),
@@ -208,6 +226,117 @@ const stories: Record<string, { gpus?: number; story: Parameters<typeof record>[
       'Progressing/Unknown',
       'Progressing/InProgress',
       'Healthy/Current',
+      'Progressing/InProgress',
+      'Healthy/Current',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  'a template that the API server refuses, and its correction': {
+    story: (cluster, reconcile) => {
+      cluster.refusals.set('/tiny2', 'spec.template.spec.containers[0].tty: expected boolean');
+      edited(cluster, reconcile, { model: { path: '/tiny2' } });
+      edited(cluster, reconcile, { model: { path: '/tiny3' } });
+    },
+    seen: [
+      ...started,
+      'Progressing/InProgress',
+      'Degraded/Failed',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  'a first template that is refused': {
+    story: (cluster, reconcile) => {
+      cluster.refusals.set('/tiny', 'spec.template.spec.containers[0].tty: expected boolean');
+      repeat(4, reconcile);
+    },
+    seen: ['Progressing/Unknown', 'Degraded/Failed'],
+  },
+  'a revision that crashes, is rolled back and tried again, and the way back by the spec': {
+    story: (cluster, reconcile) => {
+      edited(cluster, reconcile, { model: { path: crashPath } });
+      cluster.hold('Retry');
+      repeat(8, reconcile);
+      cluster.edit(spec());
+      repeat(4, reconcile);
+    },
+    seen: [
+      ...started,
+      'Progressing/InProgress',
+      'Degraded/Failed',
+      'Progressing/InProgress',
+      'Degraded/Failed',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  'a revision that crashes, where everything is to stay as it is': {
+    story: (cluster, reconcile) =>
+      edited(cluster, reconcile, { model: { path: crashPath }, rollout: { onFailure: 'Hold' } }),
+    seen: [...started, 'Progressing/InProgress', 'Degraded/Failed'],
+  },
+  'a first revision that crashes': {
+    story: (cluster, reconcile) => {
+      cluster.edit(spec({ model: { path: crashPath } }));
+      repeat(40, reconcile);
+    },
+    seen: ['Progressing/Unknown', 'Progressing/InProgress', 'Degraded/Failed'],
+  },
+  'a pause in the spec, and its end': {
+    story: (cluster, reconcile) => {
+      edited(cluster, reconcile, { model: { path: '/tiny2' }, rollout: { paused: true } });
+      edited(cluster, reconcile, { model: { path: '/tiny2' } });
+    },
+    seen: [
+      ...started,
+      'Progressing/InProgress',
+      'Suspended/InProgress',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  "a person's hold on a rollout, which the next change ends": {
+    story: (cluster, reconcile) => {
+      repeat(6, reconcile);
+      cluster.edit(spec({ model: { path: '/tiny2' } }));
+      reconcile();
+      cluster.hold('Pause');
+      repeat(4, reconcile);
+      cluster.edit(spec({ model: { path: '/tiny3' } }));
+      repeat(8, reconcile);
+    },
+    seen: [
+      ...started,
+      'Progressing/InProgress',
+      'Suspended/InProgress',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  'a promotion by hand': {
+    story: (cluster, reconcile) => {
+      edited(cluster, reconcile, { model: { path: '/tiny2' }, rollout: { promotion: 'Manual' } });
+      cluster.hold('Promote');
+      repeat(8, reconcile);
+    },
+    seen: [
+      ...started,
+      'Progressing/InProgress',
+      'Suspended/InProgress',
+      'Progressing/InProgress',
+      'Healthy/Current',
+    ],
+  },
+  'a return to an earlier revision, which stays': {
+    story: (cluster, reconcile) => {
+      repeat(6, reconcile);
+      const { currentRevision } = cluster.service.status;
+      edited(cluster, reconcile, { model: { path: '/tiny2' } });
+      edited(cluster, reconcile, { model: { path: '/tiny2' }, rollout: { rollbackTo: currentRevision } });
+    },
+    seen: [
+      ...started,
       'Progressing/InProgress',
       'Healthy/Current',
       'Progressing/InProgress',
