@@ -39,7 +39,7 @@ export interface Forecast {
   readonly podSpec: PodSpec;
   /** The status in which it comes to rest. */
   readonly status: InferenceServiceStatus;
-  /** Reasons of `Reconciling` on the way, in their order. */
+  /** Reasons of `Reconciling` on the way, each once, in the order of their first time. */
   readonly passed: readonly string[];
 }
 
@@ -115,7 +115,7 @@ class Stage {
     this.#service = { ...this.#service, status: plan.status };
     this.requeueSeconds = (plan.requeueAfterMs ?? Number.POSITIVE_INFINITY) / 1000;
     const reason = plan.status.conditions?.find((each) => each.type === 'Reconciling')?.reason;
-    if (reason !== undefined && this.#passed.at(-1) !== reason) this.#passed.push(reason);
+    if (reason !== undefined && !this.#passed.includes(reason)) this.#passed.push(reason);
     const ending = [...this.#pods.values()].some((pod) => pod.metadata.deletionTimestamp !== undefined);
     this.isSettled = plan.actions.length === 0 && same && !ending && reason === undefined;
     return plan.actions.length > 0 || !same;

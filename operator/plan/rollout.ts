@@ -242,7 +242,9 @@ class Rollout {
     const { policy, targetSpec } = this.#input;
     const capacity = this.#input.capacity(targetSpec, new Set());
     const stuck = this.#stuck();
-    if (stuck.ripe > 0 && !this.#ending && !policy.mayGrow) return this.#withdraw(stuck, capacity);
+    // Nobody's place is taken by a pod that waits where all old ones have gone.
+    const beside = this.#olds.some((each) => each.current > 0);
+    if (stuck.ripe > 0 && beside && !this.#ending && !policy.mayGrow) return this.#withdraw(stuck, capacity);
     const room = this.#room(capacity);
     const counts = this.#promoted
       ? this.#counts(policy.maxUnavailable, policy.maxSurge, room.pods)

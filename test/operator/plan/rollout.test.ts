@@ -380,6 +380,23 @@ test('rollbackTo serves an earlier revision, and says what is not rolled out mea
   assert.match(cluster.condition('Stalled').message, /chat-none/);
 });
 
+test('a pod that finds no node is left to wait where no old pod is left to make room', () => {
+  const two = (path: string, rollout: RolloutPolicy = {}) =>
+    spec(path, { replicas: 2, gpus: 2, rollout: { capacity: { waitSeconds: 2 }, ...rollout } });
+  const cluster = settled({ ...two('/tiny'), replicas: 1 }, 3);
+  cluster.edit(two('/tiny'));
+  walk(cluster, 3);
+  cluster.edit(two('/tiny2'));
+  walk(cluster, 6);
+  assert.equal(cluster.condition('Reconciling').reason, 'CapacityGap');
+  // The announcement of the gap is lost to the pause.
+  cluster.edit(two('/tiny2', { paused: true }));
+  walk(cluster, 3);
+  cluster.edit(two('/tiny2'));
+  assert.deepEqual(walk(cluster, 40).lines, ['A r Reconciling:Unschedulable']);
+  assert.equal(cluster.podsOf(cluster.service.status.updateRevision).length, 2);
+});
+
 test('a new Deployment whose pods are still to be made is no sign that GPUs lack', () => {
   const more = { gpus: 1, replicas: 2 };
   const cluster = settled(spec('/a', more), 8);
