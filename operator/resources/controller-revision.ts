@@ -6,6 +6,7 @@
 import { apiVersion } from '../api/inference-service.ts';
 import { type AnyObject, controllerOf, type JsonObject } from '../api/objects.ts';
 import type { RevisionInputs } from '../api/revision.ts';
+import { recordedLabels } from './deployment.ts';
 import { ownerReference, queueLabel, revisionLabels } from './labels.ts';
 import { podTemplate } from './pod-template.ts';
 
@@ -77,7 +78,7 @@ export function controllerRevision(
     metadata: {
       name,
       namespace: service.metadata.namespace ?? '',
-      labels: revisionLabels(service.metadata.name, name),
+      labels: recordedLabels(data),
       ownerReferences: [ownerReference(service)],
     },
     revision: order,

@@ -4,15 +4,15 @@
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import type { TestContext } from 'node:test';
 import { parseAllDocuments } from 'yaml';
-import { buildEnvironment, cacheDirectory } from '../../local/config.ts';
 import type { KubeObject } from '../../operator/kube/client.ts';
+import { goProgram } from './go-program.ts';
 
-const version = 'v3.22.0';
 const charts = path.resolve(import.meta.dirname, '../../charts');
+
+type Diagnostics = Pick<TestContext, 'diagnostic'>;
 
 export interface HelmResult {
   readonly code: number | null;
@@ -21,28 +21,12 @@ export interface HelmResult {
 }
 
 /** Some minutes the first time. */
-function helmProgram(t: TestContext): string {
-  const folder = path.join(cacheDirectory(), `helm-${version}`);
-  const program = path.join(folder, 'helm');
-  if (existsSync(program)) return program;
-  t.diagnostic(`building Helm ${version} with Go, once`);
-  mkdirSync(cacheDirectory(), { recursive: true });
-  const partial = mkdtempSync(`${folder}.partial-`);
-  const { status, stderr } = spawnSync('go', ['install', `helm.sh/helm/v3/cmd/helm@${version}`], {
-    env: { ...buildEnvironment(), GOBIN: partial, GOFLAGS: '-trimpath' },
-    encoding: 'utf8',
-  });
-  assert.equal(status, 0, `go install of Helm failed: ${stderr}`);
-  try {
-    renameSync(partial, folder);
-  } catch {
-    // Another test was faster.
-    rmSync(partial, { recursive: true, force: true });
-  }
-  return program;
-}
+const helmProgram = (t: Diagnostics): string =>
+  goProgram({ name: 'helm', package: 'helm.sh/helm/v3/cmd/helm', version: 'v3.22.0' }, (line) =>
+    t.diagnostic(line),
+  );
 
-export function helm(t: TestContext, args: readonly string[], kubeconfig?: string): HelmResult {
+export function helm(t: Diagnostics, args: readonly string[], kubeconfig?: string): HelmResult {
   const { status, stdout, stderr } = spawnSync(helmProgram(t), args, {
     cwd: charts,
     encoding: 'utf8',
@@ -56,7 +40,7 @@ export function helm(t: TestContext, args: readonly string[], kubeconfig?: strin
 }
 
 /** The objects of a chart. */
-export function renderChart(t: TestContext, chart: string, args: readonly string[] = []): KubeObject[] {
+export function renderChart(t: Diagnostics, chart: string, args: readonly string[] = []): KubeObject[] {
   const { code, stdout, stderr } = helm(t, [
     'template',
     'sluice',

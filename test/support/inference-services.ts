@@ -7,10 +7,10 @@ import { until } from './operator-process.ts';
 
 const type = resources.inferenceServices;
 
-/** Installs the CRD and waits until its kind is served. */
-export async function installCrd(client: KubeClient): Promise<void> {
-  const crd = inferenceServiceCrd();
-  await client.apply(resources.customResourceDefinitions, crd, { fieldManager: 'test', force: true });
+/** Installs the CRD, or one of another version, and waits until its kind is served. */
+export async function installCrd(client: KubeClient, crd = inferenceServiceCrd()): Promise<void> {
+  const definition = crd as KubeObject;
+  await client.apply(resources.customResourceDefinitions, definition, { fieldManager: 'test', force: true });
   await until('the CRD is established', async () => {
     const found = await client.get(resources.customResourceDefinitions, { name: crd.metadata.name });
     return found?.status?.conditions?.some(

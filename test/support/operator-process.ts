@@ -8,7 +8,7 @@ import path from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const program = path.resolve(import.meta.dirname, '../../operator/cli/sluice-operator.ts');
+const sources = path.resolve(import.meta.dirname, '../../operator/cli/sluice-operator.ts');
 
 export interface OperatorProcess {
   readonly child: ChildProcess;
@@ -25,11 +25,12 @@ export interface OperatorProcess {
   idle(): Promise<void>;
 }
 
-/** Resolves when the operator has told its ports. */
+/** Resolves when the operator has told its ports. `program` is another build of it. */
 export async function startOperator(
-  t: TestContext,
+  t: Pick<TestContext, 'after'>,
   kubeconfig: string,
   args: readonly string[] = [],
+  program = sources,
 ): Promise<OperatorProcess> {
   const child = spawn(
     process.execPath,

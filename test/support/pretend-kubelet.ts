@@ -19,6 +19,19 @@ export const ready: PodLook = () => ({
   containerStatuses: [containerStatus({ state: { running: {} }, ready: true, started: true })],
 });
 
+/** Pods are ready; those of Jobs have looked a model up and found this. */
+export const readyAndLookedUp =
+  (found: object = { commit: 'sha256:0' }): PodLook =>
+  (pod) =>
+    pod.metadata.labels?.['sluice.dev/role'] === 'resolve'
+      ? {
+          phase: 'Succeeded',
+          containerStatuses: [
+            containerStatus({ state: { terminated: { exitCode: 0, message: JSON.stringify(found) } } }),
+          ],
+        }
+      : ready(pod);
+
 export const pending: PodLook = () => undefined;
 
 export const crashing =

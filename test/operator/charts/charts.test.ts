@@ -16,7 +16,7 @@ import { controlPlane } from '../../support/control-plane.ts';
 import { helm, renderChart } from '../../support/helm.ts';
 import { installCrd, ServiceUnderTest } from '../../support/inference-services.ts';
 import { startOperator, until } from '../../support/operator-process.ts';
-import { type PodLook, pretendKubelet, ready } from '../../support/pretend-kubelet.ts';
+import { pretendKubelet, readyAndLookedUp } from '../../support/pretend-kubelet.ts';
 
 const rbac = (kind: string, plural: string, namespaced: boolean): ResourceType => ({
   group: 'rbac.authorization.k8s.io',
@@ -211,9 +211,7 @@ for (const scope of ['all namespaces', 'one namespace'] as const) {
     const since = await plane.auditMark();
     const kubelet = scope === 'one namespace' ? [`--watch-namespaces=${namespace}`] : [];
     const operator = await startOperator(t, kubeconfig, ['--namespace=sluice-system', ...kubelet]);
-    pretendKubelet(t, client, namespace, (pod) =>
-      pod.metadata.labels?.['sluice.dev/role'] === 'resolve' ? answered(pod) : ready(pod),
-    );
+    pretendKubelet(t, client, namespace, readyAndLookedUp());
     await exercise(t, client, namespace);
     await operator.end();
 
@@ -279,21 +277,6 @@ async function exercise(_t: TestContext, client: any, namespace: string): Promis
   await until('the model is looked up', async () => (await service.get()).status.model?.commit !== undefined);
   await service.ready();
 }
-
-/** A Job's pod that has looked a model up. */
-const answered: PodLook = () => ({
-  phase: 'Succeeded',
-  containerStatuses: [
-    {
-      name: 'runtime',
-      image: 'x',
-      imageID: '',
-      ready: false,
-      restartCount: 0,
-      state: { terminated: { exitCode: 0, message: JSON.stringify({ commit: 'sha256:0' }) } },
-    },
-  ],
-});
 
 function isAsBefore(before: KubeObject, now: KubeObject): boolean {
   return JSON.stringify(before.spec) === JSON.stringify(now.spec);
