@@ -15,6 +15,7 @@ import { shareMemory, ThreadCollective } from './collective/thread-collective.ts
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
 import { type LogitsTile, shareTile } from './kernels/logits-tile.ts';
 import type { KvDType } from './kernels/paged-attention.ts';
+import { type CpuKernels, chooseInstructionSet } from './kernels/x64/processor.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
 import { chooseRowInt8PairLimit, type PrefillWeights } from './many-row-weights.ts';
 import { logitTileRows, manyRowsFrom, type Rank } from './rank.ts';
@@ -41,6 +42,8 @@ export interface EngineOptions {
   readonly cacheDir?: string | undefined;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
+  /** Whose kernels multiply quantized weights in int8. Default: auto, the best that the processor runs. */
+  readonly cpuKernels?: CpuKernels;
   /** Whether steps of many rows have int8 weights of their own (many-row-weights.ts). Default: none. */
   readonly prefillWeights?: PrefillWeights;
   /** Where each rank writes a trace of its nodes, for tools: files `<prefix>-rank<rank>-<graph>_<date>.json` when closed. */
@@ -92,6 +95,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     kvDType: options.kvDType ?? 'float32',
     cacheDir: options.cacheDir ?? null,
     quantizedCompute,
+    instructions: chooseInstructionSet(options.cpuKernels ?? 'auto') ?? null,
     rowInt8PairLimit: chooseRowInt8PairLimit(
       options.prefillWeights ?? 'none',
       checkpoint,

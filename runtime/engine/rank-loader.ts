@@ -10,12 +10,14 @@ import { rangeSize, type Shard } from '../models/shard.ts';
 import { CustomOpDomain } from '../ort/custom-op.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { type OpenOptions, openCheckpoint } from '../weights/open.ts';
+import { blockProductOp } from './block-product-op.ts';
 import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
+import type { InstructionSet } from './kernels/x64/processor.ts';
 import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { RopeAngles } from './rope.ts';
@@ -55,6 +57,8 @@ export interface RankLoad {
   readonly kvDType: KvDType;
   readonly cacheDir: string | null;
   readonly quantizedCompute: QuantizedCompute;
+  /** What products with quantized weights are made of; null: ONNX Runtime's kernels. */
+  readonly instructions: InstructionSet | null;
   /** The limit of weights for steps of many rows (models/row-int8-weight.ts); null: there are none. */
   readonly rowInt8PairLimit: number | null;
   readonly profilePrefix: string | null;
@@ -93,6 +97,7 @@ export async function loadRank(
     ranks,
     cacheDir: load.cacheDir,
     quantizedCompute: load.quantizedCompute,
+    blockProducts: load.instructions !== null,
     rowInt8PairLimit: load.rowInt8PairLimit ?? undefined,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
@@ -103,6 +108,7 @@ export async function loadRank(
     pagedAttentionOp(layers, state),
     allReduceOp(collective, state),
     ...rowInt8Ops(state),
+    ...(load.instructions === null ? [] : [blockProductOp(load.instructions, state)]),
   ]);
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
   const { manyRows } = prepared;

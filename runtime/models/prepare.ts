@@ -16,7 +16,7 @@ import type { Initializer } from '../graph/graph.ts';
 import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import type { Model, ModelSpec } from './model.ts';
-import { forgetRead } from './quantized-weight.ts';
+import { forgetRead } from './quantized-cut.ts';
 import { RankGraph } from './rank-graph.ts';
 import { forgetRowInt8 } from './row-int8-weight.ts';
 import { planShards, type Shard, type ShardUnits } from './shard.ts';
@@ -71,6 +71,8 @@ export interface PrepareOptions {
   readonly onProgress?: (done: number, total: number) => void;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
+  /** Whether products in int8 are for the engine's own kernels. */
+  readonly blockProducts?: boolean;
   /** Also make graphs for many rows, with this limit of weights (row-int8-weight.ts). */
   readonly rowInt8PairLimit?: number | undefined;
 }
@@ -93,6 +95,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
       shard,
       checkpoint,
       quantizedCompute,
+      blockProducts: options.blockProducts ?? false,
       // The head of a quantized model is often stored plain: as float32 it would take more memory, and more time a
       // token, than many layers.
       ...(name === 'head' && quantized && quantizedCompute === 'int8' ? { plainBits: 8 as const } : {}),

@@ -14,6 +14,7 @@ import { type QuantizedRows, quantizeRows } from '../graph/ops/row-int8.ts';
 import { gather, split } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { quantizeTensor } from '../weights/quantize.ts';
+import { type BlockProjection, blockProjections } from './block-weight.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
 import type { ModelSpec } from './model.ts';
 import { hasQuantizedRows, quantizedProjection, quantizedRows } from './quantized-weight.ts';
@@ -51,6 +52,8 @@ export interface RankGraphOptions {
   readonly checkpoint: Pick<Checkpoint, 'path' | 'tensors'>;
   /** How products with quantized weights are computed: int8 activations per block, or float32. */
   readonly quantizedCompute: 'int8' | 'float32';
+  /** Products in int8 by the engine's own kernels (block-weight.ts), not by ONNX Runtime's. */
+  readonly blockProducts?: boolean;
   /** In how many bits plain matrices are multiplied, in blocks of 32; absent: as they are. */
   readonly plainBits?: 4 | 8;
   /** Every product in the form for many rows (row-int8-weight.ts), with this `pairLimit`; absent: as stored. */
@@ -68,6 +71,10 @@ function wholeOf({ shape, rows, columns }: MatrixCut): { readonly rows: Range; r
 function cutName(tensor: string, rows: Range, columns: Range): string {
   return `${tensor}[${rows.start}:${rows.end},${columns.start}:${columns.end}]`;
 }
+
+type StoredProjection =
+  | ({ readonly kind: 'quantized' } & BlockProjection)
+  | { readonly kind: 'dense'; readonly name: string; readonly value: Value; readonly bias: Value | null };
 
 export class RankGraph {
   readonly builder: GraphBuilder;
@@ -117,49 +124,61 @@ export class RankGraph {
 
   /** x [rows, inputs] times the transpose of the cut, plus the bias: [rows, outputs of the cut]. */
   project(name: string, x: Value, cut: MatrixCut, bias: VectorCut | null = null): Value {
-    if (this.#options.rowInt8PairLimit !== undefined) return this.#projectRowInt8(name, x, [cut], bias);
-    const stored = this.#tensor(cut.tensor, cut.shape);
-    const { rows, columns } = wholeOf(cut);
-    const biasValue = bias === null ? null : this.vector(bias);
-    const weight = cutName(cut.tensor, rows, columns);
-    const { plainBits, quantizedCompute } = this.#options;
-    const narrow = stored.kind === 'dense' && plainBits !== undefined;
-    const blocks = narrow ? quantizeTensor(stored, { bits: plainBits, blockSize: 32 }) : stored;
-    if (blocks.kind === 'quantized') {
-      const accuracyLevel = quantizedCompute === 'int8' ? 4 : 0;
-      return quantizedProjection(this.builder, name, x, {
-        tensor: blocks,
-        weight: narrow ? `${weight}.int${plainBits}` : weight,
-        rows,
-        columns,
-        bias: biasValue,
-        accuracyLevel,
-      });
-    }
-    const value = this.builder.initializer(
-      weight,
-      'float32',
-      [rangeSize(rows), rangeSize(columns)],
-      cutSource(blocks, rows, columns),
-    );
-    return linear(this.builder, name, x, value, biasValue);
+    return this.projectAll(name, x, [{ name, cut, bias }])[0]!;
   }
 
   /** Several products with the same x: one for all where the form of the weights allows it. */
   projectAll(name: string, x: Value, projections: readonly NamedProjection[]): readonly Value[] {
-    if (this.#options.rowInt8PairLimit === undefined) {
-      return projections.map((each) => this.project(each.name, x, each.cut, each.bias));
+    if (this.#options.rowInt8PairLimit !== undefined) return this.#projectRowInt8(name, x, projections);
+    const { blockProducts, quantizedCompute } = this.#options;
+    const stored = projections.map((projection) => this.#storedProjection(projection));
+    const quantized = stored.filter((each) => each.kind === 'quantized');
+    const together = blockProducts === true && quantizedCompute === 'int8';
+    const made = new Map(
+      together
+        ? blockProjections(this.builder, x, quantized).map((value, i) => [quantized[i] as object, value])
+        : [],
+    );
+    return stored.map((each) => {
+      if (each.kind === 'dense') return linear(this.builder, each.name, x, each.value, each.bias);
+      return (
+        made.get(each) ??
+        quantizedProjection(this.builder, each.name, x, {
+          ...each,
+          accuracyLevel: quantizedCompute === 'int8' ? 4 : 0,
+        })
+      );
+    });
+  }
+
+  /** A projection's weight as it is stored, or in the bits that are wanted of plain ones. */
+  #storedProjection({ name, cut, bias: biasCut }: NamedProjection): StoredProjection {
+    const stored = this.#tensor(cut.tensor, cut.shape);
+    const { rows, columns } = wholeOf(cut);
+    const bias = biasCut === null ? null : this.vector(biasCut);
+    const weight = cutName(cut.tensor, rows, columns);
+    const { plainBits } = this.#options;
+    if (stored.kind === 'quantized') return { kind: 'quantized', name, tensor: stored, weight, rows, columns, bias };
+    if (plainBits !== undefined) {
+      const tensor = quantizeTensor(stored, { bits: plainBits, blockSize: 32 });
+      return { kind: 'quantized', name, tensor, weight: `${weight}.int${plainBits}`, rows, columns, bias };
     }
+    const shape = [rangeSize(rows), rangeSize(columns)];
+    const value = this.builder.initializer(weight, 'float32', shape, cutSource(stored, rows, columns));
+    return { kind: 'dense', name, value, bias };
+  }
+
+  #projectRowInt8(name: string, x: Value, projections: readonly NamedProjection[]): readonly Value[] {
     const cuts = projections.map(({ cut }) => cut);
-    const together = this.#projectRowInt8(name, x, cuts, null);
+    if (cuts.length === 1) return [this.#rowInt8(name, x, cuts, projections[0]!.bias)];
     const sizes = cuts.map((cut) => rangeSize(wholeOf(cut).rows));
-    return split(this.builder, `${name}.parts`, together, sizes).map((part, i) => {
+    return split(this.builder, `${name}.parts`, this.#rowInt8(name, x, cuts, null), sizes).map((part, i) => {
       const { name, bias } = projections[i]!;
       return bias === null ? part : add(this.builder, name, part, this.vector(bias));
     });
   }
 
-  #projectRowInt8(name: string, x: Value, cuts: readonly MatrixCut[], bias: VectorCut | null): Value {
+  #rowInt8(name: string, x: Value, cuts: readonly MatrixCut[], bias: VectorCut | null): Value {
     const parts = cuts.map((cut) => ({ tensor: this.#tensor(cut.tensor, cut.shape), ...wholeOf(cut) }));
     return rowInt8Projection(this.builder, name, this.#quantized(x), {
       parts,

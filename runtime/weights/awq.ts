@@ -52,6 +52,7 @@ export function awqTensor(
     groupSize,
     groups,
     groupOf,
+    scaleType: tensors.scales.dtype,
     zeros: () => reader(tensors.qzeros),
     values: () => ({ scales: readRows(tensors.scales, 0, groups), quantized: reader(tensors.qweight) }),
   });

@@ -36,6 +36,8 @@ export interface QuantizedLayout {
   readonly zeros: boolean;
   readonly minima: boolean;
   readonly permutation?: Int32Array;
+  /** float16 holds every scale, and what each minimum is for q = 0, as they are. Default: float32. */
+  readonly factors?: 'float16' | 'float32';
 }
 
 export interface QuantizedBytes {

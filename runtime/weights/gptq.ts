@@ -3,6 +3,7 @@
  * v1 (zero points stored minus one) and v2, symmetric or not, act-order, any group size.
  * Source: the layouts of AutoGPTQ and GPTQModel. Reads bytes through the tensors given; must not know models.
  */
+import type { DType } from '../dtype.ts';
 import { SluiceError } from '../errors.ts';
 import type { DenseTensor, QuantizedBytes, QuantizedTensor } from './checkpoint.ts';
 import { readRows } from './dense.ts';
@@ -17,6 +18,8 @@ export interface GroupedFacts {
   readonly groups: number;
   /** [inputs]: the group of each input. */
   readonly groupOf: Int32Array;
+  /** float16: every scale is one. */
+  readonly scaleType: DType;
   /** Reads the zero points, of which there are few. */
   zeros(): (group: number, output: number) => number;
   /** Reads the rest. */
@@ -75,6 +78,7 @@ export function fromGroups(facts: GroupedFacts): QuantizedTensor {
       return {
         zeros: !symmetric(),
         minima: false,
+        ...(facts.scaleType === 'float16' ? { factors: 'float16' as const } : {}),
         ...(permutation === undefined ? {} : { permutation }),
       };
     },
@@ -193,6 +197,7 @@ export function gptqTensor(name: string, tensors: GptqTensors, options: GptqOpti
     groupSize,
     groups,
     groupOf,
+    scaleType: tensors.scales.dtype,
     zeros() {
       const zeros = tensors.qzeros.read();
       const zeroRow = tensors.qzeros.shape[1]! * 4;

@@ -1,6 +1,6 @@
 /** Nodes of the domain `sluice`: kernels of the engine's own, and users' ops. */
 import type { GraphBuilder } from '../builder.ts';
-import type { Attributes, Op, TensorType, Value } from '../graph.ts';
+import { type Attributes, columns, type Op, type TensorType, type Value } from '../graph.ts';
 
 interface CustomAttributes {
   readonly type: string;
@@ -44,6 +44,29 @@ export function pagedAttention(
   { q, k, v, layer }: { readonly q: Value; readonly k: Value; readonly v: Value; readonly layer: number },
 ): Value {
   return custom(builder, name, 'PagedAttention', [q, k, v], [q.type], { layer })[0]!;
+}
+
+export interface BlockProductAttributes {
+  /** How the groups are laid out; the kernel's business. */
+  readonly form: Readonly<Record<string, string | number>>;
+  /** Outputs of each part. A part's groups are whole. */
+  readonly outputs: readonly number[];
+}
+
+/**
+ * x [rows, K] times matrices that lie in groups of outputs (uint8 [groups, bytes of a group]), one after the other:
+ * [rows, outputs] of each. x is quantized in blocks on the way.
+ */
+export function blockProduct(
+  builder: GraphBuilder,
+  name: string,
+  x: Value,
+  groups: Value,
+  { form, outputs }: BlockProductAttributes,
+): readonly Value[] {
+  const types = outputs.map((count) => ({ ...x.type, shape: [...x.type.shape.slice(0, -1), count] }));
+  const attributes = { form: JSON.stringify(form), outputs: outputs.join(), inputs: columns(x.type) };
+  return custom(builder, name, 'BlockProduct', [x, groups], types, attributes);
 }
 
 /**

@@ -17,6 +17,8 @@ export interface BlockFormat {
   /** What a stored block becomes: bits a value and values a scale. */
   readonly bits: 4 | 8;
   readonly blockSize: number;
+  /** Scales, and minima of the stored value 0, are float16 in the file. Default: float32, or made of several numbers. */
+  readonly factors?: 'float16';
   /** Converts `count` stored blocks, which lie one after the other, into the arrays of `to`. */
   convert(from: Uint8Array, count: number, to: BlockSink): void;
 }
@@ -72,6 +74,7 @@ export const blockFormats: readonly BlockFormat[] = [
     bytes: 18,
     bits: 4,
     blockSize: 32,
+    factors: 'float16',
     // w = (q - 8) d
     convert(from, count, to) {
       for (let b = 0, at = 0; b < count; b++, at += 18) {
@@ -87,6 +90,7 @@ export const blockFormats: readonly BlockFormat[] = [
     bytes: 20,
     bits: 4,
     blockSize: 32,
+    factors: 'float16',
     // w = q d + m = (q - 8) d + (m + 8 d)
     convert(from, count, to) {
       for (let b = 0, at = 0; b < count; b++, at += 20) {
@@ -104,6 +108,7 @@ export const blockFormats: readonly BlockFormat[] = [
     bytes: 22,
     bits: 8,
     blockSize: 32,
+    factors: 'float16',
     // w = (q - 16) d; stored as q + 112, so that the middle is 128
     convert(from, count, to) {
       for (let b = 0, at = 0; b < count; b++, at += 22) {
@@ -136,6 +141,7 @@ export const blockFormats: readonly BlockFormat[] = [
     bytes: 34,
     bits: 8,
     blockSize: 32,
+    factors: 'float16',
     // w = q d, q signed
     convert(from, count, to) {
       for (let b = 0, at = 0; b < count; b++, at += 34) {

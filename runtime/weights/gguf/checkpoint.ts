@@ -139,7 +139,11 @@ function quantizedTensor(
     shape: [outputs, inputs],
     bits: format.bits,
     blockSize: format.blockSize,
-    layout: () => ({ zeros: false, minima: isAffine(format) }),
+    layout: () => ({
+      zeros: false,
+      minima: isAffine(format),
+      ...(format.factors === undefined ? {} : { factors: format.factors }),
+    }),
     read(): QuantizedBytes {
       const bytes = convertBlocks(format, readBytes(tensor), outputs, inputs);
       if (!order) return bytes;

@@ -1,0 +1,134 @@
+/**
+ * Machine code that quantizes rows in blocks: float32 rows enter, int8 values leave and, for each block, what one step
+ * stands for, the inputs' sum, and what centring the weights takes off an integer product.
+ */
+import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+
+/** Places of a block's facts, in bytes: float32 step and sum, int32 -centre * sum of values. */
+export const facts = { step: 0, sum: 4, centre: 8 } as const;
+export const factBytes = 16;
+
+export interface RowForm {
+  /** Columns of a row of floats; the last block may have more, which count as zeros. */
+  readonly inputs: number;
+  readonly blockSize: number;
+  /** What unsigned weights are centred on: 8 or 128. */
+  readonly centre: number;
+}
+
+export const blocksOfRow = ({ inputs, blockSize }: Pick<RowForm, 'inputs' | 'blockSize'>): number =>
+  Math.ceil(inputs / blockSize);
+
+/**
+ * The code's arguments: float32 [rows, inputs], int8 [rows, blocks * blockSize], facts [rows, blocks], and the number of
+ * rows, at least 1, as if it were an address.
+ */
+export function quantizeRowsCode(form: RowForm, instructions: 'avx512' | 'avx2'): Uint8Array {
+  const code = new Assembler();
+  const { inputs, blockSize } = form;
+  const whole = Math.floor(inputs / blockSize);
+  const rest = inputs - whole * blockSize;
+  const quantizer = instructions === 'avx512' ? new Avx512Blocks(code, form) : new Avx512Blocks(code, form);
+  quantizer.begin();
+  const row = new Label();
+  code.bind(row);
+  if (whole > 0) {
+    code.set(r8, whole);
+    const block = new Label();
+    code.bind(block);
+    quantizer.block(blockSize);
+    code.add(rdi, blockSize * 4);
+    code.add(rsi, blockSize);
+    code.add(rdx, factBytes);
+    code.subtract(r8, 1);
+    code.jumpIf('notEqual', block);
+  }
+  if (rest > 0) {
+    quantizer.block(rest);
+    code.add(rdi, rest * 4);
+    code.add(rsi, blockSize);
+    code.add(rdx, factBytes);
+  }
+  code.subtract(rcx, 1);
+  code.jumpIf('notEqual', row);
+  code.zeroUpper();
+  code.return();
+  return code.finish();
+}
+
+/** The smallest largest value that is told from zero. */
+const tiny = 1e-30;
+
+class Avx512Blocks {
+  readonly #code: Assembler;
+  readonly #form: RowForm;
+
+  constructor(code: Assembler, form: RowForm) {
+    this.#code = code;
+    this.#form = form;
+  }
+
+  static readonly #registers = { signless: 16, least: 17, most: 18, share: 19, centre: 20 } as const;
+
+  begin(): void {
+    const code = this.#code;
+    const { signless, least, most, share, centre } = Avx512Blocks.#registers;
+    code.broadcastConstant(64, signless, Int32Array.of(0x7fffffff));
+    code.broadcastConstant(64, least, Float32Array.of(tiny));
+    code.broadcastConstant(64, most, Float32Array.of(127));
+    code.broadcastConstant(64, share, Float32Array.of(1 / 127));
+    code.broadcastConstant(64, centre, Int32Array.of(-this.#form.centre));
+  }
+
+  /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
+  block(inputs: number): void {
+    const code = this.#code;
+    const { signless, least, most, share, centre } = Avx512Blocks.#registers;
+    const count = this.#form.blockSize / 16;
+    const [largest, sum, total, a, inverse] = [8, 9, 10, 11, 12];
+    for (let i = 0; i < count; i++) {
+      const there = Math.min(16, Math.max(0, inputs - 16 * i));
+      if (there === 0) code.binary(64, 'pxor', i, i, i);
+      else if (there === 16) code.load(64, i, at(rdi, 64 * i));
+      else {
+        code.set(rax, (1 << there) - 1);
+        code.maskFrom(1, rax);
+        code.load(64, i, at(rdi, 64 * i), 1);
+      }
+      code.binary(64, 'pand', i === 0 ? largest : a, i, signless);
+      if (i > 0) code.binary(64, 'maxps', largest, largest, a);
+      if (i === 0) code.move(64, sum, i);
+      else code.binary(64, 'addps', sum, sum, i);
+    }
+    this.#everywhere('maxps', largest, a);
+    this.#everywhere('addps', sum, a);
+    code.binary(64, 'maxps', largest, largest, least);
+    code.binary(64, 'divps', inverse, most, largest);
+    code.binary(64, 'mulps', largest, largest, share);
+    code.storeFloat(at(rdx, facts.step), largest);
+    code.storeFloat(at(rdx, facts.sum), sum);
+    for (let i = 0; i < count; i++) {
+      code.binary(64, 'mulps', i, i, inverse);
+      code.unary(64, 'cvtps2dq', i, i);
+      code.storeLowBytes(at(rsi, 16 * i), i);
+      if (i === 0) code.move(64, total, i);
+      else code.binary(64, 'paddd', total, total, i);
+    }
+    this.#everywhere('paddd', total, a);
+    code.binary(64, 'pmulld', total, total, centre);
+    code.storeFloat(at(rdx, facts.centre), total);
+  }
+
+  /** Every place becomes the result of all 16. */
+  #everywhere(name: 'maxps' | 'addps' | 'paddd', register: number, scratch: number): void {
+    const code = this.#code;
+    for (const order of [0x4e, 0xb1]) {
+      code.shuffleLanes(scratch, register, register, order);
+      code.binary(64, name, register, register, scratch);
+    }
+    for (const order of [0x4e, 0xb1]) {
+      code.permuteFloats(64, scratch, register, order);
+      code.binary(64, name, register, register, scratch);
+    }
+  }
+}
