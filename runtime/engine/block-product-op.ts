@@ -15,7 +15,11 @@ export function blockProductOp(instructions: InstructionSet, step: Pick<StepStat
     attributes: { form: 'string', outputs: 'string', inputs: 'int' },
     kernel({ form, outputs, inputs }) {
       const parts = outputs.split(',').map(Number);
-      const product = new BlockProduct(products, { inputs, form: JSON.parse(form) as GroupForm, outputs: parts });
+      const product = new BlockProduct(products, {
+        inputs,
+        form: JSON.parse(form) as GroupForm,
+        outputs: parts,
+      });
       return (context) => {
         const out = parts.map((count, i) => context.output2d(i, step.tokens, count));
         product.run(step.tokens, context.input(0), context.input(1), out);

@@ -145,6 +145,7 @@ export async function loadRank(
         dtype: kvDType,
         maxStepTokens: limits.maxStepTokens,
         planWords: planCapacity(limits),
+        ...(load.instructions === null ? {} : { instructions: load.instructions }),
       });
       return new Rank({
         collective,

@@ -60,7 +60,10 @@ export function blockProjections(
     const { name } = projection;
     const input = cut.order === null ? x : selectColumns(builder, `${name}.ordered`, x, cut.order);
     const outputs = alike.map((each) => rangeSize(each.projection.rows));
-    const values = blockProduct(builder, name, input, initializerOf(builder, alike), { form: { ...form }, outputs });
+    const values = blockProduct(builder, name, input, initializerOf(builder, alike), {
+      form: { ...form },
+      outputs,
+    });
     for (const [i, { projection }] of alike.entries()) {
       const { name, bias } = projection;
       products.set(projection, bias === null ? values[i]! : add(builder, `${name}.biased`, values[i]!, bias));

@@ -9,7 +9,15 @@ import { blockSums, linear, quantizedLinear } from '../graph/ops/linear.ts';
 import { addToBlocks, gather, gatherQuantized, selectColumns } from '../graph/ops/shape.ts';
 import type { QuantizedBytes, QuantizedTensor } from '../weights/checkpoint.ts';
 import { setQuantized } from '../weights/quantized.ts';
-import { type ColumnCut, cutBytes, cutFloats, cutZeros, planCut, readOnce, withSmallerBlocks } from './quantized-cut.ts';
+import {
+  type ColumnCut,
+  cutBytes,
+  cutFloats,
+  cutZeros,
+  planCut,
+  readOnce,
+  withSmallerBlocks,
+} from './quantized-cut.ts';
 import { type Range, rangeSize } from './shard.ts';
 
 export interface QuantizedProjection {

@@ -158,7 +158,8 @@ export class RankGraph {
     const bias = biasCut === null ? null : this.vector(biasCut);
     const weight = cutName(cut.tensor, rows, columns);
     const { plainBits } = this.#options;
-    if (stored.kind === 'quantized') return { kind: 'quantized', name, tensor: stored, weight, rows, columns, bias };
+    if (stored.kind === 'quantized')
+      return { kind: 'quantized', name, tensor: stored, weight, rows, columns, bias };
     if (plainBits !== undefined) {
       const tensor = quantizeTensor(stored, { bits: plainBits, blockSize: 32 });
       return { kind: 'quantized', name, tensor, weight: `${weight}.int${plainBits}`, rows, columns, bias };

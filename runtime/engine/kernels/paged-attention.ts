@@ -6,8 +6,18 @@
  * and scratch buffers of its own.
  */
 import assert from 'node:assert';
+import { addressOf, type Pointer } from '../../ort/library.ts';
+import { type NativeFunction, nativeFunction } from '../../ort/native-code.ts';
 import type { AttentionShape } from './attention-reference.ts';
 import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
+import {
+  attentionArguments,
+  attentionArgumentWords,
+  attentionCode,
+  attentionWorkBytes,
+  hasAttentionCode,
+} from './x64/attention.ts';
+import type { InstructionSet } from './x64/processor.ts';
 
 export type KvDType = 'float32' | 'bfloat16' | 'int8';
 
@@ -23,6 +33,8 @@ export interface PagedAttentionOptions {
   readonly maxStepTokens: number;
   /** Words of the longest plan (step-message.ts). */
   readonly planWords: number;
+  /** Attend by machine code for the shapes that there is some for; absent: by WebAssembly. */
+  readonly instructions?: InstructionSet;
 }
 
 /** The packed rows of a step, in the kernel's memory: [tokens, heads * headDim] and the like. */
@@ -37,6 +49,9 @@ interface AttentionExports {
   attendFloat32: Attend;
   attendBfloat16: Attend;
   attendInt8: Attend;
+  prepareFloat32: Prepare;
+  prepareBfloat16: Prepare;
+  prepareInt8: Prepare;
   copyBlock(
     elementBytes: number,
     layer: number,
@@ -49,7 +64,7 @@ interface AttentionExports {
   ): void;
 }
 
-type Attend = (
+type Addresses = [
   plan: number,
   shape: number,
   layer: number,
@@ -57,13 +72,22 @@ type Attend = (
   k: number,
   v: number,
   angles: number,
-  out: number,
-  work: number,
-) => void;
+];
+type Prepare = (...addresses: Addresses) => void;
+type Attend = (...addresses: [...Addresses, out: number, work: number]) => void;
+
+const kernelNames = {
+  float32: ['attendFloat32', 'prepareFloat32'],
+  bfloat16: ['attendBfloat16', 'prepareBfloat16'],
+  int8: ['attendInt8', 'prepareInt8'],
+} as const satisfies Record<KvDType, readonly [keyof AttentionExports, keyof AttentionExports]>;
 
 interface Group {
   readonly exports: AttentionExports;
   readonly attend: Attend;
+  readonly prepare: Prepare;
+  /** Of the memory's address 0. */
+  readonly base: Pointer;
   readonly plan: Int32Array;
   readonly angles: Float32Array;
   readonly buffers: AttentionBuffers;
@@ -77,6 +101,8 @@ interface Layer {
   readonly shapeAddress: number;
   /** Where the layer's pages start. */
   readonly pages: number;
+  /** Attends by machine code once queries, keys and values are prepared. */
+  readonly native: (() => void) | undefined;
 }
 
 /** Bytes of one block of one layer: K [headDim][blockTokens] and V [blockTokens][headDim up to 8] for each KV head. */
@@ -98,6 +124,8 @@ export class PagedAttention {
   readonly #options: PagedAttentionOptions;
   readonly #layers: readonly Layer[];
   readonly #groups: readonly Group[];
+  readonly #functions = new Map<string, NativeFunction>();
+  #work = new Uint8Array(new SharedArrayBuffer(0));
 
   constructor(options: PagedAttentionOptions) {
     const { blockTokens } = options;
@@ -150,14 +178,12 @@ export class PagedAttention {
     at += aligned(this.#options.layers.length * shapeWords * 4);
     const plan = new Int32Array(memory.buffer, at, planWords);
     at += aligned(planWords * 4);
+    const [attend, prepare] = kernelNames[dtype];
     const group: Group = {
       exports,
-      attend:
-        dtype === 'float32'
-          ? exports.attendFloat32
-          : dtype === 'bfloat16'
-            ? exports.attendBfloat16
-            : exports.attendInt8,
+      attend: exports[attend],
+      prepare: exports[prepare],
+      base: addressOf(new Uint8Array(memory.buffer)),
       plan,
       angles: floats(maxStepTokens * widths.rotary),
       buffers: {
@@ -173,7 +199,7 @@ export class PagedAttention {
     for (const [index, shape] of shapes.entries()) {
       const shapeAddress = shapesAt + index * shapeWords * 4;
       writeShape(memory, shapeAddress, shape, this.#options.blockTokens);
-      layers.push({ group, shape, shapeAddress, pages });
+      layers.push({ group, shape, shapeAddress, pages, native: this.#nativeAttention(group, shape, pages) });
       pages += sizes[index]!;
     }
   }
@@ -196,20 +222,47 @@ export class PagedAttention {
 
   /** Stores the step's k and v of a layer and attends; `q` and `k` in the buffers are overwritten. */
   attend(layer: number): void {
-    const { group, shape, shapeAddress, pages } = this.#layers[layer]!;
+    const { group, shape, shapeAddress, pages, native } = this.#layers[layer]!;
     if (shape.heads === 0) return;
     const { q, k, v, out } = group.buffers;
-    group.attend(
-      group.plan.byteOffset,
-      shapeAddress,
-      pages,
-      q.byteOffset,
-      k.byteOffset,
-      v.byteOffset,
-      group.angles.byteOffset,
-      out.byteOffset,
-      group.work,
-    );
+    const { plan, angles, work } = group;
+    const rows = [q.byteOffset, k.byteOffset, v.byteOffset] as const;
+    if (native === undefined) {
+      group.attend(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset, out.byteOffset, work);
+      return;
+    }
+    group.prepare(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset);
+    native();
+  }
+
+  #nativeAttention(group: Group, shape: AttentionShape, pages: number): (() => void) | undefined {
+    const { instructions, blockTokens, dtype } = this.#options;
+    const form = { shape, blockTokens, dtype };
+    if (instructions === undefined || !hasAttentionCode(form)) return undefined;
+    const key = JSON.stringify(form);
+    let code = this.#functions.get(key);
+    if (code === undefined) {
+      code = nativeFunction(attentionCode(form, instructions), 1);
+      this.#functions.set(key, code);
+    }
+    const words = new BigUint64Array(attentionArgumentWords);
+    const bytes = attentionWorkBytes(form);
+    if (bytes > this.#work.length) this.#work = new Uint8Array(new SharedArrayBuffer(bytes + 64));
+    const place = (offset: number): bigint => group.base + BigInt(offset);
+    words[attentionArguments.plan] = place(group.plan.byteOffset);
+    words[attentionArguments.layer] = place(pages);
+    words[attentionArguments.q] = place(group.buffers.q.byteOffset);
+    words[attentionArguments.out] = place(group.buffers.out.byteOffset);
+    words[attentionArguments.work] = (addressOf(this.#work) + 63n) & ~63n;
+    const address = addressOf(words);
+    const run = code;
+    const work = this.#work;
+    return () => {
+      // Both are used by address only.
+      void words;
+      void work;
+      run(address);
+    };
   }
 
   /** Copies the first `rows` tokens of a block to another, in every layer. */

@@ -8,12 +8,22 @@ import {
   storeReference,
 } from '../../../runtime/engine/kernels/attention-reference.ts';
 import { type KvDType, PagedAttention } from '../../../runtime/engine/kernels/paged-attention.ts';
+import {
+  availableInstructionSets,
+  type InstructionSet,
+} from '../../../runtime/engine/kernels/x64/processor.ts';
 import { planCapacity, type StepLimits, writePlan } from '../../../runtime/engine/step-message.ts';
 
 const maxLength = 400;
 const maxStepTokens = 160;
 
+/** Undefined: WebAssembly. Where this processor has no machine code, that is all. */
+const kernels = [undefined, ...availableInstructionSets()];
+const named = (instructions: InstructionSet | undefined) =>
+  instructions === undefined ? {} : { instructions };
+
 interface Scenario {
+  readonly instructions: InstructionSet | undefined;
   readonly shape: AttentionShape;
   readonly blockTokens: number;
   readonly dtype: KvDType;
@@ -72,6 +82,7 @@ function worstDifference(scenario: Scenario): number {
     dtype,
     maxStepTokens,
     planWords: planCapacity(limits(sequences.length, maxLength, blockTokens)),
+    ...named(scenario.instructions),
   });
   const ids = Array.from({ length: blockCount }, (_, i) => i).sort(() => next());
   const states = sequences.map((slices, index) => ({
@@ -166,7 +177,7 @@ const shapes = fc
   .record({
     kvHeads: fc.integer({ min: 1, max: 4 }),
     group: fc.integer({ min: 1, max: 9 }),
-    halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(16, 32, 64, 128)),
+    halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(8, 16, 24, 32, 64, 128)),
     rotaryShare: fc.constantFrom(0, 0.5, 1),
     window: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 100 })),
     softcap: fc.constantFrom(0, 0, 2, 30),
@@ -185,6 +196,7 @@ const shapes = fc
   );
 
 const scenarios = fc.record({
+  instructions: fc.constantFrom(...kernels),
   shape: shapes,
   blockTokens: fc.constantFrom(8, 16, 32, 64, 128),
   dtype: fc.constantFrom<KvDType>('float32', 'bfloat16', 'int8'),
@@ -202,13 +214,17 @@ test('paged attention equals the reference for random shapes, pages, dtypes and 
       const worst = worstDifference(scenario);
       assert.ok(worst < tolerance, `off by ${worst}`);
     }),
-    { numRuns: 100 },
+    { numRuns: 100 * kernels.length },
   );
 });
 
 test('paged attention follows a long prompt in uneven chunks, then single tokens', () => {
-  for (const dtype of ['float32', 'bfloat16', 'int8'] as const) {
+  const dtypes = ['float32', 'bfloat16', 'int8'] as const;
+  for (const [instructions, dtype] of kernels.flatMap((each) =>
+    dtypes.map((dtype) => [each, dtype] as const),
+  )) {
     const worst = worstDifference({
+      instructions,
       shape: { heads: 9, kvHeads: 3, headDim: 64, rotaryDim: 64, window: 0, softcap: 0, scale: 0.125 },
       blockTokens: 32,
       dtype,
@@ -219,12 +235,16 @@ test('paged attention follows a long prompt in uneven chunks, then single tokens
       ],
       seed: 7,
     });
-    assert.ok(worst < tolerance, `${dtype}: off by ${worst}`);
+    assert.ok(worst < tolerance, `${instructions ?? 'WebAssembly'}, ${dtype}: off by ${worst}`);
   }
 });
 
 test('a row has the same bits alone and in a mixed batch', () => {
-  const shape = { heads: 6, kvHeads: 2, headDim: 20, rotaryDim: 20, window: 0, softcap: 0, scale: 0.2 };
+  for (const instructions of kernels) for (const headDim of [20, 32]) sameBits(instructions, headDim);
+});
+
+function sameBits(instructions: InstructionSet | undefined, headDim: number): void {
+  const shape = { heads: 6, kvHeads: 2, headDim, rotaryDim: headDim, window: 0, softcap: 0, scale: 0.2 };
   const blockTokens = 16;
   const planWords = planCapacity(limits(2, maxLength, blockTokens));
   const attention = new PagedAttention({
@@ -234,11 +254,12 @@ test('a row has the same bits alone and in a mixed batch', () => {
     dtype: 'float32',
     maxStepTokens,
     planWords,
+    ...named(instructions),
   });
   const next = random(3);
-  const q = rows(next, 100 * 120);
-  const k = rows(next, 100 * 40);
-  const v = rows(next, 100 * 40);
+  const q = rows(next, 100 * 6 * headDim);
+  const k = rows(next, 100 * 2 * headDim);
+  const v = rows(next, 100 * 2 * headDim);
   const blocks = [5, 1, 30, 7, 8, 9, 2];
   const run = (position: number, count: number, other: number): Float32Array => {
     const slices = [
@@ -247,22 +268,31 @@ test('a row has the same bits alone and in a mixed batch', () => {
     ].filter((slice) => slice.tokens.length > 0);
     const plan = new Int32Array(planWords);
     const words = writePlan(slices, blockTokens, plan);
-    attention.begin(plan.subarray(0, words), new Float32Array((count + other) * 20).fill(0.5));
+    attention.begin(plan.subarray(0, words), new Float32Array((count + other) * headDim).fill(0.5));
     const buffers = attention.buffers(0);
-    buffers.q.fill(1).set(q.subarray(position * 120, (position + count) * 120), other * 120);
-    buffers.k.fill(1).set(k.subarray(position * 40, (position + count) * 40), other * 40);
-    buffers.v.fill(1).set(v.subarray(position * 40, (position + count) * 40), other * 40);
+    buffers.q
+      .fill(1)
+      .set(q.subarray(position * 6 * headDim, (position + count) * 6 * headDim), other * 6 * headDim);
+    buffers.k
+      .fill(1)
+      .set(k.subarray(position * 2 * headDim, (position + count) * 2 * headDim), other * 2 * headDim);
+    buffers.v
+      .fill(1)
+      .set(v.subarray(position * 2 * headDim, (position + count) * 2 * headDim), other * 2 * headDim);
     attention.attend(0);
-    return buffers.out.slice(other * 120, (other + count) * 120);
+    return buffers.out.slice(other * 6 * headDim, (other + count) * 6 * headDim);
   };
   const whole = run(0, 100, 0);
   const parts = concat([run(0, 37, 3), run(37, 1, 30), run(38, 55, 0), run(93, 7, 11)]);
   assert.deepEqual(parts, whole);
-});
+}
 
 test('leftovers of another sequence in a page, even NaN, are not seen', () => {
-  const shape = { heads: 2, kvHeads: 1, headDim: 8, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
-  for (const dtype of ['float32', 'bfloat16'] as const) {
+  const shape = { heads: 2, kvHeads: 1, headDim: 16, rotaryDim: 0, window: 0, softcap: 0, scale: 1 };
+  const dtypes = ['float32', 'bfloat16'] as const;
+  for (const [instructions, dtype] of kernels.flatMap((each) =>
+    dtypes.map((dtype) => [each, dtype] as const),
+  )) {
     const planWords = planCapacity(limits(1, 64, 16));
     const attention = new PagedAttention({
       layers: [shape],
@@ -271,6 +301,7 @@ test('leftovers of another sequence in a page, even NaN, are not seen', () => {
       dtype,
       maxStepTokens: 32,
       planWords,
+      ...named(instructions),
     });
     const buffers = attention.buffers(0);
     const run = (count: number, fill: number): Float32Array => {
@@ -285,10 +316,10 @@ test('leftovers of another sequence in a page, even NaN, are not seen', () => {
       attention.begin(plan.subarray(0, words), new Float32Array(0));
       for (const buffer of [buffers.q, buffers.k, buffers.v]) buffer.fill(fill);
       attention.attend(0);
-      return buffers.out.slice(0, count * 16);
+      return buffers.out.slice(0, count * 32);
     };
     run(32, Number.NaN);
-    assert.deepEqual([...run(21, 0.5)], new Array(21 * 16).fill(0.5));
+    assert.deepEqual([...run(21, 0.5)], new Array(21 * 32).fill(0.5));
   }
 });
 
@@ -340,6 +371,10 @@ test('copying a block copies the first rows of every layer and no more', () => {
 });
 
 test('a pool beyond 4 GiB lies in several memories and its far ends work', () => {
+  for (const instructions of kernels) farEnds(instructions);
+});
+
+function farEnds(instructions: InstructionSet | undefined): void {
   const shape = { heads: 2, kvHeads: 2, headDim: 128, rotaryDim: 0, window: 0, softcap: 0, scale: 0.1 };
   const blockTokens = 256;
   const blockCount = 3000;
@@ -351,6 +386,7 @@ test('a pool beyond 4 GiB lies in several memories and its far ends work', () =>
     dtype: 'float32',
     maxStepTokens,
     planWords: planCapacity(capacity),
+    ...named(instructions),
   });
   assert.ok(attention.kvBytes > 4 * 2 ** 30);
   const next = random(5);
@@ -390,4 +426,4 @@ test('a pool beyond 4 GiB lies in several memories and its far ends work', () =>
     for (let i = 0; i < width; i++)
       assert.ok(Math.abs(out[i]! - expected[i]!) < 1e-5, `layer ${layer}, block ${block}`);
   }
-});
+}

@@ -357,15 +357,13 @@ function slice<T>(
   }
 }
 
-function attend<T>(
-  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize, out: usize, work: usize,
-): void {
+/** The first half of `attend`: queries are rotated and scaled, keys and values stored. */
+function prepare<T>(plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize): void {
   const heads = load<i32>(shape), kvHeads = load<i32>(shape, 4), headDim = load<i32>(shape, 8);
-  const rotary = load<i32>(shape, 12), blockTokens = load<i32>(shape, 16), window = load<i32>(shape, 20);
-  const scale = load<f32>(shape, 24), softcap = load<f32>(shape, 28);
+  const rotary = load<i32>(shape, 12), blockTokens = load<i32>(shape, 16);
+  const scale = load<f32>(shape, 24);
   const qRow = <usize>load<i32>(shape, 32) << 2, kRow = <usize>load<i32>(shape, 36) << 2;
-  const vRow = <usize>load<i32>(shape, 40) << 2, outRow = <usize>load<i32>(shape, 44) << 2;
-  const group = heads / kvHeads;
+  const vRow = <usize>load<i32>(shape, 40) << 2;
   const head = headBytes<T>(headDim, blockTokens);
   const page = head * <usize>kvHeads;
   const headRow = <usize>headDim << 2;
@@ -381,7 +379,12 @@ function attend<T>(
       let x = sliceQ + <usize>i * qRow;
       for (let h = 0; h < heads; h++, x += headRow) {
         if (rotary > 0) rotate(x, angles, rotary >> 1);
-        for (let d = 0; d < headDim; d++) {
+        let d = 0;
+        for (; d + 4 <= headDim; d += 4) {
+          const at = x + (<usize>d << 2);
+          v128.store(at, f32x4.mul(v128.load(at), f32x4.splat(scale)));
+        }
+        for (; d < headDim; d++) {
           const at = x + (<usize>d << 2);
           store<f32>(at, load<f32>(at) * scale);
         }
@@ -395,14 +398,53 @@ function attend<T>(
         write<T>(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
       }
     }
+  }
+}
+
+function attend<T>(
+  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize, out: usize, work: usize,
+): void {
+  prepare<T>(plan, shape, layer, q, k, v, rope);
+  const heads = load<i32>(shape), kvHeads = load<i32>(shape, 4), headDim = load<i32>(shape, 8);
+  const blockTokens = load<i32>(shape, 16), window = load<i32>(shape, 20);
+  const softcap = load<f32>(shape, 28);
+  const qRow = <usize>load<i32>(shape, 32) << 2, outRow = <usize>load<i32>(shape, 44) << 2;
+  const group = heads / kvHeads;
+  const head = headBytes<T>(headDim, blockTokens);
+  const page = head * <usize>kvHeads;
+  const headRow = <usize>headDim << 2;
+  const slices = load<i32>(plan);
+  for (let n = 0; n < slices; n++) {
+    const entry = plan + 4 + <usize>(n * 20);
+    const row = <usize>load<i32>(entry), rows = load<i32>(entry, 4);
+    const position = load<i32>(entry, 8);
+    const table = plan + (<usize>load<i32>(entry, 12) << 2);
     for (let h = 0; h < kvHeads; h++) {
       const offset = <usize>(h * group) * headRow;
       slice<T>(
         rows, position, table, layer, page, <usize>h * head, group, headDim, blockTokens, window, softcap,
-        sliceQ + offset, qRow, out + row * outRow + offset, outRow, work,
+        q + row * qRow + offset, qRow, out + row * outRow + offset, outRow, work,
       );
     }
   }
+}
+
+export function prepareFloat32(
+  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
+): void {
+  prepare<f32>(plan, shape, layer, q, k, v, rope);
+}
+
+export function prepareBfloat16(
+  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
+): void {
+  prepare<u16>(plan, shape, layer, q, k, v, rope);
+}
+
+export function prepareInt8(
+  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
+): void {
+  prepare<i8>(plan, shape, layer, q, k, v, rope);
 }
 
 export function attendFloat32(

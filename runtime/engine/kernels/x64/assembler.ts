@@ -47,7 +47,10 @@ const binary = {
   /** Both sources' bits. */
   pand: encoding(1, 1, 0xdb),
   pandn: encoding(1, 1, 0xdf),
+  por: encoding(1, 1, 0xeb),
   pxor: encoding(1, 1, 0xef),
+  /** All bits where the first source's signed dword is greater; 16- and 32-byte vectors. */
+  pcmpgtd: encoding(1, 1, 0x66),
   paddw: encoding(1, 1, 0xfd),
   paddd: encoding(1, 1, 0xfe),
   psubd: encoding(1, 1, 0xfa),
@@ -63,6 +66,8 @@ const binary = {
   pdpbusd: encoding(2, 1, 0x50),
   /** Adds the product of both sources. */
   fmadd231ps: encoding(2, 1, 0xb8),
+  /** The first source times 2 to the floor of the second; 64-byte vectors. */
+  scalefps: encoding(2, 1, 0x2c),
   /** Subtracts the product of both sources. */
   fnmadd231ps: encoding(2, 1, 0xbc),
   /** destination = destination * first source + second source. */
@@ -79,6 +84,10 @@ const unary = {
   /** Floats to the nearest dwords. */
   cvtps2dq: encoding(1, 1, 0x5b),
   pabsb: encoding(2, 1, 0x1c),
+  /** Unsigned words, of half as many bytes, to dwords. */
+  pmovzxwd: encoding(2, 1, 0x33),
+  /** Signed bytes, of a quarter as many bytes, to dwords. */
+  pmovsxbd: encoding(2, 1, 0x21),
   sqrtps: encoding(1, 0, 0x51),
 } as const;
 export type Unary = keyof typeof unary;
@@ -93,12 +102,13 @@ interface Options {
   readonly immediate?: number;
 }
 
-export type Condition = 'below' | 'aboveOrEqual' | 'equal' | 'notEqual' | 'above';
+export type Condition = 'below' | 'aboveOrEqual' | 'equal' | 'notEqual' | 'belowOrEqual' | 'above';
 const conditionCodes: Readonly<Record<Condition, number>> = {
   below: 0x2,
   aboveOrEqual: 0x3,
   equal: 0x4,
   notEqual: 0x5,
+  belowOrEqual: 0x6,
   above: 0x7,
 };
 
@@ -136,11 +146,25 @@ export class Assembler {
   }
 
   unary(width: Width, name: Unary, to: number, from: Place): void {
-    this.#vector(width, unary[name], to, 0, from, { unit: width });
+    const unit = name === 'pmovzxwd' ? width / 2 : name === 'pmovsxbd' ? width / 4 : width;
+    this.#vector(width, unary[name], to, 0, from, { unit });
+  }
+
+  /** A mask register: where the first source's signed dword is greater, of the places in `mask` if there is one. */
+  greaterMask(to: number, first: number, second: number, mask = 0): void {
+    this.#vector(64, encoding(1, 1, 0x66), to, first, second, { mask });
   }
 
   load(width: Width, to: number, from: Memory, mask?: number): void {
-    this.#vector(width, encoding(1, 0, 0x10), to, 0, from, { ...masked(width, mask), zeroing: mask !== undefined });
+    this.#vector(width, encoding(1, 0, 0x10), to, 0, from, {
+      ...masked(width, mask),
+      zeroing: mask !== undefined,
+    });
+  }
+
+  /** Places outside the mask stay as they are. 64-byte vectors. */
+  loadMerging(to: number, from: Memory, mask: number): void {
+    this.#vector(64, encoding(1, 0, 0x10), to, 0, from, { unit: 64, mask });
   }
 
   store(width: Width, to: Memory, from: number, mask?: number): void {
@@ -258,6 +282,15 @@ export class Assembler {
     this.#general(0x8b, to, from);
   }
 
+  storeQuadword(to: Memory, from: number): void {
+    this.#general(0x89, from, to);
+  }
+
+  /** Clears the upper half. */
+  loadDword(to: number, from: Memory): void {
+    this.#general(0x8b, to, from, 0);
+  }
+
   storeDword(to: Memory, from: number): void {
     this.#general(0x89, from, to, 0);
   }
@@ -290,6 +323,25 @@ export class Assembler {
     this.#dword(value);
   }
 
+  and(to: number, value: number): void {
+    this.#general(0x81, 4, to);
+    this.#dword(value);
+  }
+
+  shiftLeft(to: number, count: number): void {
+    this.#general(0xc1, 4, to);
+    this.#push(count);
+  }
+
+  shiftRight(to: number, count: number): void {
+    this.#general(0xc1, 5, to);
+    this.#push(count);
+  }
+
+  subtractRegister(to: number, from: number): void {
+    this.#general(0x29, from, to);
+  }
+
   set(to: number, value: number): void {
     this.#general(0xc7, 0, to);
     this.#dword(value);
@@ -316,6 +368,11 @@ export class Assembler {
     assert(label.position === undefined, 'a label is bound once');
     label.position = this.#bytes.length;
     for (const use of label.uses) this.#patch(use, label.position);
+  }
+
+  call(label: Label): void {
+    this.#push(0xe8);
+    this.#use(label);
   }
 
   jump(label: Label): void {
@@ -378,7 +435,14 @@ export class Assembler {
     place: Place,
     options: Options,
   ): void {
-    this.#prefix(width, { map, prefix, opcode, ...(w === undefined ? {} : { w }) }, register, second, place, options);
+    this.#prefix(
+      width,
+      { map, prefix, opcode, ...(w === undefined ? {} : { w }) },
+      register,
+      second,
+      place,
+      options,
+    );
     this.#push(opcode);
     this.#place(register, place, width === 64 ? (options.unit ?? 0) : 1);
     if (options.immediate !== undefined) this.#push(options.immediate);

@@ -4,7 +4,7 @@
  * then scaled and added in float32, in the order of the blocks, so that a row's result does not depend on the rows beside
  * it. The form is that of llama.cpp's ggml_vec_dot_q4_1_q8_1, of many outputs and rows at once.
  */
-import { type GroupForm, groupBytesOf, valueBytesOf, factorBytesOf } from '../../../weights/column-groups.ts';
+import { factorBytesOf, type GroupForm, groupBytesOf, valueBytesOf } from '../../../weights/column-groups.ts';
 import {
   Assembler,
   at,
@@ -132,7 +132,15 @@ class Avx512Tiles implements Tiles {
     this.#form = form;
   }
 
-  static readonly #registers = { low: 24, high: 25, nibbles: 26, scale: 27, minimum: 28, a: 29, b: 30 } as const;
+  static readonly #registers = {
+    low: 24,
+    high: 25,
+    nibbles: 26,
+    scale: 27,
+    minimum: 28,
+    a: 29,
+    b: 30,
+  } as const;
 
   begin(): void {
     this.#code.broadcastConstant(64, Avx512Tiles.#registers.nibbles, Int32Array.of(0x0f0f0f0f));

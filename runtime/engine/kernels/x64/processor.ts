@@ -42,7 +42,11 @@ function ask(): InstructionSet[] {
   if (!bit(basic.ecx, 27)) return [];
   const kept = readExtendedControl();
   const avx2 =
-    (kept & 0x6) === 0x6 && bit(basic.ecx, 12) && bit(basic.ecx, 28) && bit(basic.ecx, 29) && bit(extended.ebx, 5);
+    (kept & 0x6) === 0x6 &&
+    bit(basic.ecx, 12) &&
+    bit(basic.ecx, 28) &&
+    bit(basic.ecx, 29) &&
+    bit(extended.ebx, 5);
   const avx512 =
     avx2 && (kept & 0xe6) === 0xe6 && bit(extended.ebx, 16) && bit(extended.ebx, 30) && bit(extended.ecx, 11);
   return instructionSets.filter((set) => (set === 'avx512' ? avx512 : avx2));

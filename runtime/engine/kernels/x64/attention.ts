@@ -1,0 +1,689 @@
+/**
+ * Machine code of paged attention on one layer: queries, rotated and scaled, attend causally over pages of keys and values
+ * (../wasm/lib/pages.ts tells their layout). A layer's shape enters, code leaves. The algorithm is that of
+ * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of 64 keys with a running maximum and sum. What a row
+ * gives does not depend on the rows beside it.
+ *
+ * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
+ * vectors, so that there are always enough sums in flight.
+ */
+import assert from 'node:assert';
+import type { AttentionShape } from '../attention-reference.ts';
+import {
+  Assembler,
+  at,
+  Label,
+  type Memory,
+  r8,
+  r9,
+  r10,
+  r11,
+  r12,
+  r13,
+  r14,
+  r15,
+  rax,
+  rbp,
+  rbx,
+  rcx,
+  rdi,
+  rdx,
+  rsi,
+} from './assembler.ts';
+import type { InstructionSet } from './processor.ts';
+
+export interface AttentionForm {
+  readonly shape: AttentionShape;
+  readonly blockTokens: number;
+  readonly dtype: 'float32' | 'bfloat16' | 'int8';
+}
+
+/** Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. */
+export const attentionArguments = { plan: 0, layer: 1, q: 2, out: 3, work: 4 } as const;
+const frame = {
+  ...attentionArguments,
+  slices: 5,
+  entry: 6,
+  table: 7,
+  head: 8,
+  headLayer: 9,
+  left: 10,
+  query: 11,
+} as const;
+const more = {
+  position: 12,
+  within: 13,
+  outAt: 14,
+  outPosition: 15,
+  outWithin: 16,
+  sliceQ: 17,
+  sliceOut: 18,
+} as const;
+const slots = { ...frame, ...more };
+export const attentionArgumentWords = 20;
+
+const tileRows = 12;
+const chunkKeys = 64;
+const masked = -1e30;
+
+/** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
+export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean {
+  return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
+}
+
+/** Bytes at `work`: a tile's queries, outputs and scores, its ends, starts, maxima and sums. */
+export function attentionWorkBytes({ shape }: AttentionForm): number {
+  return workPlaces(shape.headDim).bytes;
+}
+
+function workPlaces(headDim: number) {
+  const rowBytes = headDim * 4;
+  const queries = 0;
+  const outputs = tileRows * rowBytes;
+  const scores = outputs + tileRows * rowBytes;
+  const ends = scores + tileRows * chunkKeys * 4;
+  const starts = ends + 64;
+  const maxima = starts + 64;
+  const sums = maxima + 64;
+  return { queries, outputs, scores, ends, starts, maxima, sums, bytes: sums + 64 };
+}
+
+export function attentionCode(form: AttentionForm, instructions: InstructionSet): Uint8Array {
+  return new AttentionCode(form, instructions).finish();
+}
+
+const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
+
+class AttentionCode {
+  readonly #code = new Assembler();
+  readonly #form: AttentionForm;
+  readonly #width: 32 | 64;
+  readonly #work: ReturnType<typeof workPlaces>;
+  readonly #softmax = new Label();
+
+  constructor(form: AttentionForm, instructions: InstructionSet) {
+    assert(hasAttentionCode(form));
+    this.#form = form;
+    this.#width = instructions === 'avx512' ? 64 : 32;
+    this.#work = workPlaces(form.shape.headDim);
+  }
+
+  get #lanes(): number {
+    return this.#width / 4;
+  }
+
+  get #element(): number {
+    return elementBytes[this.#form.dtype];
+  }
+
+  /** Bytes of a head's keys in a page, of its keys and values, and of all. */
+  get #head(): { readonly keys: number; readonly scales: number; readonly bytes: number } {
+    const { shape, blockTokens, dtype } = this.#form;
+    const keys = shape.headDim * blockTokens * this.#element;
+    return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
+  }
+
+  #slot(name: keyof typeof slots): Memory {
+    return at(rdi, 8 * slots[name]);
+  }
+
+  finish(): Uint8Array {
+    const code = this.#code;
+    const { shape } = this.#form;
+    const saved = [rbx, rbp, r12, r13, r14, r15];
+    for (const register of saved) code.push(register);
+    code.loadQuad(rsi, this.#slot('work'));
+    code.loadQuad(rax, this.#slot('plan'));
+    code.loadDword(rcx, at(rax));
+    code.storeQuadword(this.#slot('slices'), rcx);
+    code.add(rax, 4);
+    code.storeQuadword(this.#slot('entry'), rax);
+    const [slice, done] = [new Label(), new Label()];
+    code.bind(slice);
+    code.loadQuad(rcx, this.#slot('slices'));
+    code.compare(rcx, 0);
+    code.jumpIf('equal', done);
+    this.#slice();
+    code.loadQuad(rcx, this.#slot('slices'));
+    code.subtract(rcx, 1);
+    code.storeQuadword(this.#slot('slices'), rcx);
+    code.loadQuad(rax, this.#slot('entry'));
+    code.add(rax, 20);
+    code.storeQuadword(this.#slot('entry'), rax);
+    code.jump(slice);
+    code.bind(done);
+    code.zeroUpper();
+    for (const register of saved.reverse()) code.pop(register);
+    code.return();
+    this.#emitSoftmax();
+    assert(shape.heads % shape.kvHeads === 0);
+    return code.finish();
+  }
+
+  #slice(): void {
+    const code = this.#code;
+    const { heads, kvHeads, headDim } = this.#form.shape;
+    const rowBytes = heads * headDim * 4;
+    const groupBytes = (heads / kvHeads) * headDim * 4;
+    // Entry: first row, rows, position, where the block table is in the plan.
+    code.loadQuad(rax, this.#slot('entry'));
+    code.loadDword(rcx, at(rax, 12));
+    code.shiftLeft(rcx, 2);
+    code.loadQuad(rdx, this.#slot('plan'));
+    code.addRegister(rcx, rdx);
+    code.storeQuadword(this.#slot('table'), rcx);
+    code.loadDword(rcx, at(rax));
+    code.multiply(rcx, rcx, rowBytes);
+    for (const [from, to] of [
+      ['q', 'sliceQ'],
+      ['out', 'sliceOut'],
+    ] as const) {
+      code.loadQuad(rdx, this.#slot(from));
+      code.addRegister(rdx, rcx);
+      code.storeQuadword(this.#slot(to), rdx);
+    }
+    code.loadQuad(rdx, this.#slot('layer'));
+    code.storeQuadword(this.#slot('headLayer'), rdx);
+    code.set(rdx, kvHeads);
+    code.storeQuadword(this.#slot('head'), rdx);
+    const head = new Label();
+    code.bind(head);
+    code.loadQuad(rax, this.#slot('entry'));
+    code.loadDword(rcx, at(rax, 4));
+    code.multiply(rcx, rcx, heads / kvHeads);
+    code.storeQuadword(this.#slot('left'), rcx);
+    code.loadDword(rcx, at(rax, 8));
+    code.set(rdx, 0);
+    for (const name of ['position', 'outPosition'] as const) code.storeQuadword(this.#slot(name), rcx);
+    for (const name of ['within', 'outWithin'] as const) code.storeQuadword(this.#slot(name), rdx);
+    for (const [from, to] of [
+      ['sliceQ', 'query'],
+      ['sliceOut', 'outAt'],
+    ] as const) {
+      code.loadQuad(rdx, this.#slot(from));
+      code.storeQuadword(this.#slot(to), rdx);
+    }
+    this.#tiles();
+    for (const name of ['sliceQ', 'sliceOut'] as const) {
+      code.loadQuad(rdx, this.#slot(name));
+      code.add(rdx, groupBytes);
+      code.storeQuadword(this.#slot(name), rdx);
+    }
+    code.loadQuad(rdx, this.#slot('headLayer'));
+    code.add(rdx, this.#head.bytes);
+    code.storeQuadword(this.#slot('headLayer'), rdx);
+    code.loadQuad(rdx, this.#slot('head'));
+    code.subtract(rdx, 1);
+    code.storeQuadword(this.#slot('head'), rdx);
+    code.jumpIf('notEqual', head);
+  }
+
+  /** All query rows of a slice and a KV head. */
+  #tiles(): void {
+    const code = this.#code;
+    const [next, done] = [new Label(), new Label()];
+    const parts = Array.from({ length: tileRows }, () => new Label());
+    code.bind(next);
+    code.loadQuad(rcx, this.#slot('left'));
+    for (let rows = 1; rows < tileRows; rows++) {
+      code.compare(rcx, rows);
+      code.jumpIf('equal', parts[rows - 1]!);
+    }
+    code.compare(rcx, 0);
+    code.jumpIf('equal', done);
+    for (const rows of Array.from({ length: tileRows }, (_, i) => tileRows - i)) {
+      code.bind(parts[rows - 1]!);
+      this.#tile(rows);
+      code.loadQuad(rcx, this.#slot('left'));
+      code.subtract(rcx, rows);
+      code.storeQuadword(this.#slot('left'), rcx);
+      code.jump(next);
+    }
+    code.bind(done);
+  }
+
+  /** Walks over the tile's rows: rax is a row's place, rcx its position, rdx its head within the group. */
+  #walk(
+    rows: number,
+    [place, position, within]: readonly [
+      'query' | 'outAt',
+      'position' | 'outPosition',
+      'within' | 'outWithin',
+    ],
+    each: (row: number) => void,
+  ): void {
+    const code = this.#code;
+    const { heads, kvHeads, headDim } = this.#form.shape;
+    const group = heads / kvHeads;
+    code.loadQuad(rax, this.#slot(place));
+    code.loadQuad(rcx, this.#slot(position));
+    code.loadQuad(rdx, this.#slot(within));
+    for (let row = 0; row < rows; row++) {
+      each(row);
+      const same = new Label();
+      code.add(rax, headDim * 4);
+      code.add(rdx, 1);
+      code.compare(rdx, group);
+      code.jumpIf('notEqual', same);
+      code.set(rdx, 0);
+      code.add(rcx, 1);
+      code.add(rax, (heads - group) * headDim * 4);
+      code.bind(same);
+    }
+    code.storeQuadword(this.#slot(place), rax);
+    code.storeQuadword(this.#slot(position), rcx);
+    code.storeQuadword(this.#slot(within), rdx);
+  }
+
+  #tile(rows: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    const { headDim, window } = this.#form.shape;
+    const { queries, outputs, ends, starts, maxima, sums } = this.#work;
+    const rowBytes = headDim * 4;
+    this.#walk(rows, ['query', 'position', 'within'], (row) => {
+      for (let byte = 0; byte < rowBytes; byte += width) {
+        code.load(width, 0, at(rax, byte));
+        code.store(width, at(rsi, queries + row * rowBytes + byte), 0);
+      }
+      code.address(rbx, at(rcx, 1));
+      code.storeDword(at(rsi, ends + 4 * row), rbx);
+      // One before the first key that the row sees.
+      code.set(rbx, -1);
+      if (window > 0) code.address(rbx, at(rcx, -window));
+      code.storeDword(at(rsi, starts + 4 * row), rbx);
+      if (row === rows - 1) code.address(r13, at(rcx, 1));
+      if (row > 0) return;
+      code.set(r12, 0);
+      if (window === 0) return;
+      const fromStart = new Label();
+      code.compare(rcx, window);
+      code.jumpIf('below', fromStart);
+      code.address(r12, at(rcx, 1 - window));
+      code.and(r12, -chunkKeys);
+      code.bind(fromStart);
+    });
+    code.binary(width, 'pxor', 0, 0, 0);
+    for (let byte = 0; byte < rows * rowBytes; byte += width) code.store(width, at(rsi, outputs + byte), 0);
+    for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, sums + byte), 0);
+    code.broadcastConstant(width, 0, Float32Array.of(masked));
+    for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, maxima + byte), 0);
+    const [chunk, done, below] = [new Label(), new Label(), new Label()];
+    code.bind(chunk);
+    code.compareRegisters(r12, r13);
+    code.jumpIf('aboveOrEqual', done);
+    code.copy(r14, r13);
+    code.subtractRegister(r14, r12);
+    code.compare(r14, chunkKeys);
+    code.jumpIf('belowOrEqual', below);
+    code.set(r14, chunkKeys);
+    code.bind(below);
+    this.#spans(() => this.#scores(rows));
+    code.set(rbp, rows);
+    code.call(this.#softmax);
+    this.#spans(() => this.#values(rows));
+    code.add(r12, chunkKeys);
+    code.jump(chunk);
+    code.bind(done);
+    code.broadcastConstant(width, 1, Float32Array.of(1));
+    this.#walk(rows, ['outAt', 'outPosition', 'outWithin'], (row) => {
+      code.broadcast(width, 0, at(rsi, sums + 4 * row));
+      code.binary(width, 'divps', 0, 1, 0);
+      for (let byte = 0; byte < rowBytes; byte += width) {
+        code.binary(width, 'mulps', 2, 0, at(rsi, outputs + row * rowBytes + byte));
+        code.store(width, at(rax, byte), 2);
+      }
+    });
+  }
+
+  /**
+   * The pages of the chunk at r12, of which r14 keys count. For each: rbx its first key within the chunk, rbp how many
+   * there are, rdx the page of the head, rcx the first key's place in it.
+   */
+  #spans(each: () => void): void {
+    const code = this.#code;
+    const { shape, blockTokens } = this.#form;
+    const span = Math.min(blockTokens, chunkKeys);
+    const [next, less] = [new Label(), new Label()];
+    code.set(rbx, 0);
+    code.bind(next);
+    code.address(rcx, at(r12));
+    code.addRegister(rcx, rbx);
+    code.copy(rdx, rcx);
+    code.shiftRight(rdx, Math.log2(blockTokens));
+    code.shiftLeft(rdx, 2);
+    code.loadQuad(rax, this.#slot('table'));
+    code.addRegister(rdx, rax);
+    code.loadDword(rdx, at(rdx));
+    code.multiply(rdx, rdx, shape.kvHeads * this.#head.bytes);
+    code.loadQuad(rax, this.#slot('headLayer'));
+    code.addRegister(rdx, rax);
+    code.and(rcx, blockTokens - 1);
+    code.copy(rbp, r14);
+    code.subtractRegister(rbp, rbx);
+    code.compare(rbp, span);
+    code.jumpIf('belowOrEqual', less);
+    code.set(rbp, span);
+    code.bind(less);
+    each();
+    code.add(rbx, span);
+    code.compareRegisters(rbx, r14);
+    code.jumpIf('below', next);
+  }
+
+  /** How many vectors `rows` rows take at once, of `most`. */
+  #vectors(rows: number, most: number): number {
+    const limit = this.#width === 64 ? 4 : 2;
+    return [4, 3, 2].find((count) => count <= limit && count * rows <= 12 && most % count === 0) ?? 1;
+  }
+
+  #loadElements(to: number, from: Memory): void {
+    const { dtype } = this.#form;
+    if (dtype === 'float32') this.#code.load(this.#width, to, from);
+    else if (dtype === 'bfloat16') {
+      this.#code.unary(this.#width, 'pmovzxwd', to, from);
+      this.#code.shiftDwordsLeft(this.#width, to, to, 16);
+    } else {
+      this.#code.unary(this.#width, 'pmovsxbd', to, from);
+      this.#code.unary(this.#width, 'cvtdq2ps', to, to);
+    }
+  }
+
+  /** Adds to the sums of each row what the float at `factor` makes of the vectors, which are in registers from 12 on. */
+  #multiplyAdd(rows: number, vectors: number, factor: (row: number) => Memory): void {
+    const code = this.#code;
+    for (let row = 0; row < rows; row++) {
+      if (this.#width === 64 && vectors === 1) {
+        code.binaryBroadcast('fmadd231ps', row, 12, factor(row));
+        continue;
+      }
+      // The last register that there is in both instruction sets.
+      code.broadcast(this.#width, 15, factor(row));
+      for (let vector = 0; vector < vectors; vector++) {
+        code.binary(this.#width, 'fmadd231ps', row * vectors + vector, this.#vector(vector), 15);
+      }
+    }
+  }
+
+  #vector(index: number): number {
+    return this.#width === 64 ? 16 + index : 12 + index;
+  }
+
+  /** The keys of a span: sums over dimensions, scaled where keys are int8, to the chunk's scores. */
+  #scores(rows: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    const { shape, blockTokens, dtype } = this.#form;
+    const { headDim } = shape;
+    const element = this.#element;
+    const vectors = this.#vectors(rows, Math.min(blockTokens, chunkKeys) / this.#lanes);
+    const keys = vectors * this.#lanes;
+    code.copy(rax, rcx);
+    if (element > 1) code.shiftLeft(rax, Math.log2(element));
+    code.addRegister(rax, rdx);
+    if (dtype === 'int8') {
+      code.copy(r8, rcx);
+      code.shiftLeft(r8, 2);
+      code.addRegister(r8, rdx);
+      code.add(r8, this.#head.scales);
+    }
+    code.copy(r9, rbx);
+    code.shiftLeft(r9, 2);
+    code.addRegister(r9, rsi);
+    code.add(r9, this.#work.scores);
+    const [next, done, dimension] = [new Label(), new Label(), new Label()];
+    code.bind(next);
+    for (let sum = 0; sum < rows * vectors; sum++) code.binary(width, 'pxor', sum, sum, sum);
+    code.copy(r10, rax);
+    code.address(r11, at(rsi, this.#work.queries));
+    code.set(r15, headDim / 4);
+    code.bind(dimension);
+    for (let d = 0; d < 4; d++) {
+      for (let vector = 0; vector < vectors; vector++) {
+        const from = at(r10, (d * blockTokens + vector * this.#lanes) * element);
+        this.#loadElements(width === 64 && vectors === 1 ? 12 : this.#vector(vector), from);
+      }
+      this.#multiplyAdd(rows, vectors, (row) => at(r11, row * headDim * 4 + d * 4));
+    }
+    code.add(r10, 4 * blockTokens * element);
+    code.add(r11, 16);
+    code.subtract(r15, 1);
+    code.jumpIf('notEqual', dimension);
+    for (let vector = 0; vector < vectors; vector++) {
+      if (dtype === 'int8') code.load(width, 15, at(r8, vector * width));
+      for (let row = 0; row < rows; row++) {
+        const sum = row * vectors + vector;
+        if (dtype === 'int8') code.binary(width, 'mulps', sum, sum, 15);
+        code.store(width, at(r9, row * chunkKeys * 4 + vector * width), sum);
+      }
+    }
+    code.compare(rbp, keys);
+    code.jumpIf('belowOrEqual', done);
+    code.subtract(rbp, keys);
+    code.add(rax, keys * element);
+    code.add(r8, keys * 4);
+    code.add(r9, keys * 4);
+    code.jump(next);
+    code.bind(done);
+  }
+
+  /** The values of a span, weighted, to the tile's outputs. */
+  #values(rows: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    const { shape, dtype } = this.#form;
+    const { headDim } = shape;
+    const element = this.#element;
+    const columns = headDim / this.#lanes;
+    const vectors = this.#vectors(rows, columns);
+    code.copy(r9, rbx);
+    code.shiftLeft(r9, 2);
+    code.addRegister(r9, rsi);
+    code.add(r9, this.#work.scores);
+    if (dtype === 'int8') this.#scaleWeights(rows);
+    code.copy(rax, rcx);
+    code.multiply(rax, rax, headDim * element);
+    code.addRegister(rax, rdx);
+    code.add(rax, this.#head.keys);
+    const step = headDim * element;
+    for (let first = 0; first < columns; first += vectors) {
+      const place = (row: number, vector: number): Memory =>
+        at(rsi, this.#work.outputs + row * headDim * 4 + (first + vector) * width);
+      const sums = Array.from(
+        { length: rows * vectors },
+        (_, i) => [Math.floor(i / vectors), i % vectors] as const,
+      );
+      for (const [row, vector] of sums) code.load(width, row * vectors + vector, place(row, vector));
+      code.address(r10, at(rax, first * this.#lanes * element));
+      code.copy(r11, r9);
+      code.copy(r15, rbp);
+      const key = (index: number): void => {
+        for (let vector = 0; vector < vectors; vector++) {
+          const from = at(r10, index * step + vector * this.#lanes * element);
+          this.#loadElements(width === 64 && vectors === 1 ? 12 : this.#vector(vector), from);
+        }
+        this.#multiplyAdd(rows, vectors, (row) => at(r11, row * chunkKeys * 4 + index * 4));
+      };
+      const [four, few, one, done] = [new Label(), new Label(), new Label(), new Label()];
+      code.bind(four);
+      code.compare(r15, 4);
+      code.jumpIf('below', few);
+      for (let index = 0; index < 4; index++) key(index);
+      code.add(r10, 4 * step);
+      code.add(r11, 16);
+      code.subtract(r15, 4);
+      code.jump(four);
+      code.bind(few);
+      code.bind(one);
+      code.compare(r15, 0);
+      code.jumpIf('equal', done);
+      key(0);
+      code.add(r10, step);
+      code.add(r11, 4);
+      code.subtract(r15, 1);
+      code.jump(one);
+      code.bind(done);
+      for (const [row, vector] of sums) code.store(width, place(row, vector), row * vectors + vector);
+    }
+  }
+
+  /** Multiplies the weights at r9 by the scales of the span's values. */
+  #scaleWeights(rows: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    const [next, done] = [new Label(), new Label()];
+    code.copy(r8, rcx);
+    code.shiftLeft(r8, 2);
+    code.addRegister(r8, rdx);
+    code.add(r8, this.#head.scales + 4 * this.#form.blockTokens);
+    code.copy(r10, r9);
+    code.copy(r15, rbp);
+    code.bind(next);
+    code.load(width, 0, at(r8));
+    for (let row = 0; row < rows; row++) {
+      code.binary(width, 'mulps', 1, 0, at(r10, row * chunkKeys * 4));
+      code.store(width, at(r10, row * chunkKeys * 4), 1);
+    }
+    code.compare(r15, this.#lanes);
+    code.jumpIf('belowOrEqual', done);
+    code.subtract(r15, this.#lanes);
+    code.add(r8, width);
+    code.add(r10, width);
+    code.jump(next);
+    code.bind(done);
+  }
+
+  /**
+   * A function of rbp rows: their scores of the chunk at r12 become weights, their maxima, sums and outputs are brought up
+   * to date.
+   */
+  #emitSoftmax(): void {
+    const code = this.#code;
+    const width = this.#width;
+    const { headDim } = this.#form.shape;
+    const { scores, ends, starts, maxima, sums, outputs } = this.#work;
+    const vectors = chunkKeys / this.#lanes;
+    const [end, start, highest, total, factor, scratch, exponent] = [8, 9, 10, 11, 12, 13, 14];
+    code.bind(this.#softmax);
+    code.address(r8, at(rsi, scores));
+    code.address(r9, at(rsi, ends));
+    code.address(r10, at(rsi, outputs));
+    code.storeQuadword(at(rdi, 8 * (attentionArgumentWords - 1)), r12);
+    const row = new Label();
+    code.bind(row);
+    // Places of the chunk's keys: more than start, less than end.
+    code.broadcast(width, scratch, at(rdi, 8 * (attentionArgumentWords - 1)));
+    code.broadcast(width, end, at(r9));
+    code.broadcast(width, start, at(r9, starts - ends));
+    code.binary(width, 'psubd', end, end, scratch);
+    code.binary(width, 'psubd', start, start, scratch);
+    code.broadcastConstant(width, factor, Float32Array.of(masked));
+    for (let i = 0; i < vectors; i++) {
+      const places = Int32Array.from({ length: this.#lanes }, (_, lane) => i * this.#lanes + lane);
+      code.loadConstant(width, scratch, new Uint8Array(places.buffer));
+      if (width === 64) {
+        code.greaterMask(1, end, scratch);
+        code.greaterMask(1, scratch, start, 1);
+        code.move(64, i, factor);
+        code.loadMerging(i, at(r8, i * width), 1);
+      } else {
+        code.binary(32, 'pcmpgtd', exponent, end, scratch);
+        code.binary(32, 'pcmpgtd', scratch, scratch, start);
+        code.binary(32, 'pand', exponent, exponent, scratch);
+        code.binary(32, 'pand', i, exponent, at(r8, i * width));
+        code.binary(32, 'pandn', exponent, exponent, factor);
+        code.binary(32, 'por', i, i, exponent);
+      }
+      if (i === 0) code.move(width, highest, 0);
+      else code.binary(width, 'maxps', highest, highest, i);
+    }
+    this.#everywhere('maxps', highest, scratch);
+    code.broadcast(width, factor, at(r9, maxima - ends));
+    code.binary(width, 'maxps', highest, highest, factor);
+    code.storeFloat(at(r9, maxima - ends), highest);
+    code.binary(width, 'subps', factor, factor, highest);
+    this.#exponential(factor, scratch, exponent);
+    code.binary(width, 'pxor', total, total, total);
+    for (let i = 0; i < vectors; i++) {
+      code.binary(width, 'subps', i, i, highest);
+      this.#exponential(i, scratch, exponent);
+      code.store(width, at(r8, i * width), i);
+      code.binary(width, 'addps', total, total, i);
+    }
+    this.#everywhere('addps', total, scratch);
+    code.broadcast(width, scratch, at(r9, sums - ends));
+    code.binary(width, 'fmadd231ps', total, scratch, factor);
+    code.storeFloat(at(r9, sums - ends), total);
+    for (let byte = 0; byte < headDim * 4; byte += width) {
+      code.binary(width, 'mulps', 0, factor, at(r10, byte));
+      code.store(width, at(r10, byte), 0);
+    }
+    code.add(r8, chunkKeys * 4);
+    code.add(r9, 4);
+    code.add(r10, headDim * 4);
+    code.subtract(rbp, 1);
+    code.jumpIf('notEqual', row);
+    code.return();
+  }
+
+  /** x at most 0: e to the x, as ../wasm/lib/math.ts has it; 0 where that is no normal float. */
+  #exponential(x: number, n: number, p: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    const constant = (to: number, value: number): void =>
+      code.broadcastConstant(width, to, Float32Array.of(value));
+    const c = 15;
+    constant(c, width === 64 ? -105 : -87);
+    code.binary(width, 'maxps', x, x, c);
+    constant(c, Math.LOG2E);
+    code.binary(width, 'mulps', n, x, c);
+    code.round(width, n, n);
+    constant(c, 0.693359375);
+    code.binary(width, 'fnmadd231ps', x, n, c);
+    constant(c, -2.1219444e-4);
+    code.binary(width, 'fnmadd231ps', x, n, c);
+    constant(p, 1.98756915e-4);
+    for (const coefficient of [
+      1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+    ]) {
+      constant(c, coefficient);
+      code.binary(width, 'fmadd213ps', p, x, c);
+    }
+    // 1 + x + x * x * p
+    code.binary(width, 'mulps', p, p, x);
+    code.binary(width, 'fmadd213ps', p, x, x);
+    constant(c, 1);
+    code.binary(width, 'addps', x, p, c);
+    if (width === 64) {
+      code.binary(64, 'scalefps', x, x, n);
+      return;
+    }
+    code.unary(32, 'cvtps2dq', n, n);
+    code.shiftDwordsLeft(32, n, n, 23);
+    code.binary(32, 'paddd', x, x, n);
+    // What -87 has become is nothing; of larger values this takes less than they can tell.
+    constant(c, 2e-38);
+    code.binary(32, 'subps', x, x, c);
+    code.binary(32, 'pxor', c, c, c);
+    code.binary(32, 'maxps', x, x, c);
+  }
+
+  /** Every place becomes the result of all. */
+  #everywhere(name: 'maxps' | 'addps', register: number, scratch: number): void {
+    const code = this.#code;
+    const width = this.#width;
+    if (width === 64) {
+      for (const order of [0x4e, 0xb1]) {
+        code.shuffleLanes(scratch, register, register, order);
+        code.binary(64, name, register, register, scratch);
+      }
+    } else {
+      code.permuteLanes(scratch, register, register, 1);
+      code.binary(32, name, register, register, scratch);
+    }
+    for (const order of [0x4e, 0xb1]) {
+      code.permuteFloats(width, scratch, register, order);
+      code.binary(width, name, register, register, scratch);
+    }
+  }
+}
