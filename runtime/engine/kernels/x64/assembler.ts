@@ -51,6 +51,8 @@ const binary = {
   pxor: encoding(1, 1, 0xef),
   /** All bits where the first source's signed dword is greater; 16- and 32-byte vectors. */
   pcmpgtd: encoding(1, 1, 0x66),
+  /** All bits where the dwords are equal; 16- and 32-byte vectors. */
+  pcmpeqd: encoding(1, 1, 0x76),
   paddw: encoding(1, 1, 0xfd),
   paddd: encoding(1, 1, 0xfe),
   psubd: encoding(1, 1, 0xfa),

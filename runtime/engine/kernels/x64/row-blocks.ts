@@ -28,7 +28,7 @@ export function quantizeRowsCode(form: RowForm, instructions: 'avx512' | 'avx2')
   const { inputs, blockSize } = form;
   const whole = Math.floor(inputs / blockSize);
   const rest = inputs - whole * blockSize;
-  const quantizer = instructions === 'avx512' ? new Avx512Blocks(code, form) : new Avx512Blocks(code, form);
+  const quantizer = instructions === 'avx512' ? new Avx512Blocks(code, form) : new Avx2Blocks(code, form);
   quantizer.begin();
   const row = new Label();
   code.bind(row);
@@ -129,6 +129,90 @@ class Avx512Blocks {
     for (const order of [0x4e, 0xb1]) {
       code.permuteFloats(64, scratch, register, order);
       code.binary(64, name, register, register, scratch);
+    }
+  }
+}
+
+class Avx2Blocks {
+  readonly #code: Assembler;
+  readonly #form: RowForm;
+
+  constructor(code: Assembler, form: RowForm) {
+    this.#code = code;
+    this.#form = form;
+  }
+
+  static readonly #registers = { signless: 8, least: 9, most: 10, share: 11, centre: 12 } as const;
+
+  begin(): void {
+    const code = this.#code;
+    const { signless, least, most, share, centre } = Avx2Blocks.#registers;
+    code.broadcastConstant(32, signless, Int32Array.of(0x7fffffff));
+    code.broadcastConstant(32, least, Float32Array.of(tiny));
+    code.broadcastConstant(32, most, Float32Array.of(127));
+    code.broadcastConstant(32, share, Float32Array.of(1 / 127));
+    code.broadcastConstant(32, centre, Int32Array.of(-this.#form.centre));
+  }
+
+  /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
+  block(inputs: number): void {
+    const code = this.#code;
+    const { signless, least, most, share, centre } = Avx2Blocks.#registers;
+    const count = this.#form.blockSize / 8;
+    const [x, largest, sum, a, total, inverse] = [0, 1, 2, 3, 4, 5];
+    for (const register of [largest, sum, total]) code.binary(32, 'pxor', register, register, register);
+    for (let i = 0; i < count; i++) {
+      if (!this.#load(x, i, inputs)) break;
+      code.binary(32, 'addps', sum, sum, x);
+      code.binary(32, 'pand', x, x, signless);
+      code.binary(32, 'maxps', largest, largest, x);
+    }
+    this.#everywhere('maxps', largest, a);
+    this.#everywhere('addps', sum, a);
+    code.binary(32, 'maxps', largest, largest, least);
+    code.binary(32, 'divps', inverse, most, largest);
+    code.binary(32, 'mulps', largest, largest, share);
+    code.storeFloat(at(rdx, facts.step), largest);
+    code.storeFloat(at(rdx, facts.sum), sum);
+    for (let i = 0; i < count; i++) {
+      if (this.#load(x, i, inputs)) {
+        code.binary(32, 'mulps', x, x, inverse);
+        code.unary(32, 'cvtps2dq', x, x);
+        code.binary(32, 'paddd', total, total, x);
+        code.permuteLanes(a, x, x, 1);
+        code.binary(16, 'packssdw', x, x, a);
+        code.binary(16, 'packsswb', x, x, x);
+      } else code.binary(32, 'pxor', x, x, x);
+      code.storeQuad(at(rsi, 8 * i), x);
+    }
+    this.#everywhere('paddd', total, a);
+    code.binary(32, 'pmulld', total, total, centre);
+    code.storeFloat(at(rdx, facts.centre), total);
+  }
+
+  /** The i-th eight of the block, zeros where there is nothing; false where there is nothing at all. */
+  #load(to: number, i: number, inputs: number): boolean {
+    const code = this.#code;
+    const there = Math.min(8, inputs - 8 * i);
+    if (there <= 0) return false;
+    if (there === 8) {
+      code.load(32, to, at(rdi, 32 * i));
+      return true;
+    }
+    const mask = Int32Array.from({ length: 8 }, (_, lane) => (lane < there ? -1 : 0));
+    code.loadConstant(32, 6, new Uint8Array(mask.buffer));
+    code.loadMasked(to, 6, at(rdi, 32 * i));
+    return true;
+  }
+
+  /** Every place becomes the result of all 8. */
+  #everywhere(name: 'maxps' | 'addps' | 'paddd', register: number, scratch: number): void {
+    const code = this.#code;
+    code.permuteLanes(scratch, register, register, 1);
+    code.binary(32, name, register, register, scratch);
+    for (const order of [0x4e, 0xb1]) {
+      code.permuteFloats(32, scratch, register, order);
+      code.binary(32, name, register, register, scratch);
     }
   }
 }

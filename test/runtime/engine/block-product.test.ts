@@ -1,0 +1,208 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { BlockProduct, BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
+import {
+  availableInstructionSets,
+  chooseInstructionSet,
+} from '../../../runtime/engine/kernels/x64/processor.ts';
+import { addressOf } from '../../../runtime/ort/library.ts';
+import {
+  type FactorType,
+  type GroupForm,
+  groupBytesOf,
+  groupsOf,
+  packGroups,
+  unpackGroups,
+} from '../../../runtime/weights/column-groups.ts';
+import { dequantize } from '../../../runtime/weights/quantized.ts';
+
+interface Case {
+  readonly bits: 4 | 8;
+  readonly blockSize: number;
+  readonly inputs: number;
+  readonly outputs: readonly number[];
+  readonly rows: number;
+  readonly scales: FactorType;
+  readonly minima: FactorType | 'none';
+  readonly zeros: boolean;
+  readonly seed: number;
+}
+
+const cases = fc.record({
+  bits: fc.constantFrom(4 as const, 8 as const),
+  blockSize: fc.constantFrom(16, 32, 64, 128),
+  inputs: fc.integer({ min: 1, max: 300 }),
+  outputs: fc.array(fc.integer({ min: 1, max: 50 }), { minLength: 1, maxLength: 3 }),
+  rows: fc.oneof(fc.integer({ min: 1, max: 13 }), fc.integer({ min: 14, max: 60 })),
+  scales: fc.constantFrom<FactorType>('float16', 'float32'),
+  minima: fc.constantFrom<FactorType | 'none'>('none', 'float16', 'float32'),
+  zeros: fc.boolean(),
+  seed: fc.integer(),
+});
+
+/** Mulberry32: numbers in [0, 1). */
+function random(seed: number): () => number {
+  let state = seed | 0;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+interface Matrix {
+  readonly form: GroupForm;
+  /** Of all parts. */
+  readonly groups: Uint8Array;
+  /** [outputs, blocks * blockSize] of each part. */
+  readonly dense: readonly Float32Array[];
+}
+
+function matrixOf(each: Case, next: () => number): Matrix {
+  const { bits, blockSize, inputs } = each;
+  const blocks = Math.ceil(inputs / blockSize);
+  const stored = blocks * blockSize;
+  const middle = 2 ** (bits - 1);
+  const minimaType = each.zeros ? 'float32' : each.minima;
+  const form: GroupForm = { bits, blockSize, blocks, scales: each.scales, minima: minimaType };
+  const parts = each.outputs.map((outputs) => {
+    const round = each.scales === 'float16' ? Math.f16round : Math.fround;
+    const scales = Float32Array.from({ length: outputs * blocks }, () => round((next() + 0.5) / 64));
+    const minima =
+      each.minima === 'none'
+        ? undefined
+        : scales.map(
+            (scale) => Math.f16round(next() - 0.5) + (each.minima === 'float16' ? middle * scale : 0),
+          );
+    const bytes = {
+      packed: Uint8Array.from({ length: (outputs * stored * bits) / 8 }, () => next() * 256),
+      scales,
+      ...(minima === undefined ? {} : { minima }),
+      ...(each.zeros
+        ? { zeros: Uint8Array.from({ length: outputs * Math.ceil((blocks * bits) / 8) }, () => next() * 256) }
+        : {}),
+    };
+    return {
+      packed: packGroups(form, bytes, outputs),
+      dense: dequantize(bytes, { outputs, inputs: stored, bits, blockSize }),
+    };
+  });
+  const groups = new Uint8Array(parts.reduce((sum, { packed }) => sum + packed.length, 0));
+  let end = 0;
+  for (const { packed } of parts) {
+    groups.set(packed, end);
+    end += packed.length;
+  }
+  return { form, groups, dense: parts.map(({ dense }) => dense) };
+}
+
+/** Rows whose blocks are whole steps of 1/127 of their largest value, which is there: quantizing them loses nothing. */
+function exactRows({ inputs, blockSize, rows }: Case, next: () => number): Float32Array {
+  return Float32Array.from({ length: rows * inputs }, (_, i) => {
+    const place = (i % inputs) % blockSize;
+    return place === 0 ? 127 / 64 : Math.round(next() * 254 - 127) / 64;
+  });
+}
+
+test('packing in groups loses nothing, for random sizes, zero points and minima', () => {
+  fc.assert(
+    fc.property(cases, (each) => {
+      const { form, groups, dense } = matrixOf(each, random(each.seed));
+      let start = 0;
+      for (const [part, outputs] of each.outputs.entries()) {
+        const bytes = groups.slice(start, start + groupsOf(outputs) * groupBytesOf(form));
+        start += bytes.length;
+        const unpacked = unpackGroups(form, bytes, outputs);
+        for (const [i, value] of unpacked.entries())
+          assert.ok(Math.abs(value - dense[part]![i]!) <= 4e-6, `${value} is not ${dense[part]![i]}`);
+      }
+    }),
+    { numRuns: 200 },
+  );
+});
+
+for (const instructions of availableInstructionSets()) {
+  /** Rows of each part's products; what lies behind them is checked to be left alone. */
+  const multiply = (
+    each: Case,
+    { form, groups }: Matrix,
+    x: Float32Array,
+    rows = each.rows,
+  ): Float32Array[] => {
+    const { inputs, outputs } = each;
+    const product = new BlockProduct(new BlockProducts(instructions), { inputs, form, outputs });
+    const weights = new Uint8Array(new SharedArrayBuffer(groups.length));
+    weights.set(groups);
+    const out = outputs.map((count) => new Float32Array(rows * count + 1).fill(77));
+    product.run(rows, addressOf(x), addressOf(weights), out.map(addressOf));
+    for (const each of out) assert.equal(each.at(-1), 77, 'what lies behind the rows');
+    return out.map((each) => each.subarray(0, -1));
+  };
+
+  test(`${instructions}: products equal those of the dense matrix, for random sizes and forms`, () => {
+    fc.assert(
+      fc.property(cases, (each) => {
+        const next = random(each.seed);
+        const matrix = matrixOf(each, next);
+        const x = exactRows(each, next);
+        const stored = matrix.form.blocks * each.blockSize;
+        for (const [part, product] of multiply(each, matrix, x).entries()) {
+          const outputs = each.outputs[part]!;
+          for (const [i, actual] of product.entries()) {
+            const [row, output] = [Math.floor(i / outputs), i % outputs];
+            let [expected, size] = [0, 0];
+            for (let k = 0; k < each.inputs; k++) {
+              const term = x[row * each.inputs + k]! * matrix.dense[part]![output * stored + k]!;
+              expected += term;
+              size += Math.abs(term);
+            }
+            assert.ok(
+              Math.abs(actual - expected) <= 2e-6 * size + 1e-6,
+              `row ${row}, output ${output} of part ${part}: ${actual}, expected ${expected}`,
+            );
+          }
+        }
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  test(`${instructions}: a row has the same bits alone and among others, and zeros give zeros`, () => {
+    const each: Case = {
+      bits: 4,
+      blockSize: 32,
+      inputs: 96,
+      outputs: [40],
+      rows: 29,
+      scales: 'float32',
+      minima: 'float32',
+      zeros: false,
+      seed: 1,
+    };
+    const next = random(3);
+    const matrix = matrixOf(each, next);
+    const x = Float32Array.from({ length: each.rows * each.inputs }, () => next() - 0.5);
+    x.fill(0, 5 * each.inputs, 6 * each.inputs);
+    const [together] = multiply(each, matrix, x);
+    for (let row = 0; row < each.rows; row++) {
+      const [alone] = multiply(each, matrix, x.slice(row * each.inputs, (row + 1) * each.inputs), 1);
+      assert.deepEqual(alone, together!.slice(row * 40, (row + 1) * 40), `row ${row}`);
+      if (row === 5) assert.ok(alone!.every((value) => value === 0));
+    }
+  });
+}
+
+test('a set of instructions that the processor lacks is refused by name', () => {
+  const sets = availableInstructionSets();
+  assert.equal(chooseInstructionSet('portable'), undefined);
+  assert.equal(chooseInstructionSet('auto'), sets[0]);
+  for (const set of ['avx512', 'avx2'] as const) {
+    if (sets.includes(set)) assert.equal(chooseInstructionSet(set), set);
+    else
+      assert.throws(() => chooseInstructionSet(set), {
+        message: new RegExp(`--cpu-kernels ${set}.*portable`),
+      });
+  }
+});
