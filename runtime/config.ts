@@ -33,6 +33,8 @@ export type QuantizationEncoding = (typeof quantizationEncodings)[number];
 
 export const quantizedComputes = ['int8', 'float32'] as const;
 
+export const cpuKernels = ['auto', 'avx512', 'avx2', 'portable'] as const;
+
 export const kvCacheDTypes = ['float32', 'bfloat16', 'int8'] as const;
 
 export const prefillWeightForms = ['auto', 'int8', 'none'] as const;
@@ -169,7 +171,7 @@ export const runtimeOptions = {
     schema: z.enum(prefillWeightForms),
     group: 'Model',
     description:
-      'A copy of the weights in int8 for steps of six rows and more, prefill above all: faster and less exact (some per cent of perplexity). none makes no copy; auto makes it for quantized weights computed in int8, where it takes at most a quarter of the free memory; int8 makes it always.',
+      'A copy of the weights in int8 for steps of six rows and more, prefill above all: faster and less exact (some per cent of perplexity). none makes no copy; auto makes it for quantized weights computed in int8 with portable kernels (the others are as fast without), where it takes at most a quarter of the free memory; int8 makes it always.',
     form: `one of ${prefillWeightForms.join(', ')}`,
     example: 'auto',
     default: 'none',
@@ -186,6 +188,17 @@ export const runtimeOptions = {
     example: 'cpu:0,1',
     default: { kind: 'auto' },
     defaultText: 'auto',
+  }),
+  cpuKernels: option({
+    flag: 'cpu-kernels',
+    kind: 'string',
+    schema: z.enum(cpuKernels),
+    group: 'Execution',
+    description:
+      'What multiplies quantized weights and attends: machine code for AVX-512 (with VNNI) or AVX2, made when the model is loaded, or what runs on every processor. auto takes the best that the processor has.',
+    form: `one of ${cpuKernels.join(', ')}`,
+    example: 'portable',
+    default: 'auto',
   }),
   threads: option({
     flag: 'threads',

@@ -46,6 +46,7 @@ export async function loadModel(config: RuntimeConfig, hooks: LoadModelHooks): P
       cacheDir: config.cacheDir,
       quantizedCompute: config.quantizedCompute,
       prefillWeights: config.prefillWeights,
+      cpuKernels: config.cpuKernels,
       kvBytes: config.kvCacheMemory,
       kvDType: config.kvCacheDType,
       prefixCaching: config.enablePrefixCaching,

@@ -87,6 +87,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     spin: plan.spin,
   });
   const quantizedCompute = options.quantizedCompute ?? 'int8';
+  const instructions = chooseInstructionSet(options.cpuKernels ?? 'auto') ?? null;
   const load: RankLoad = {
     checkpoint: options.checkpoint,
     ranks,
@@ -95,11 +96,11 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     kvDType: options.kvDType ?? 'float32',
     cacheDir: options.cacheDir ?? null,
     quantizedCompute,
-    instructions: chooseInstructionSet(options.cpuKernels ?? 'auto') ?? null,
+    instructions,
     rowInt8PairLimit: chooseRowInt8PairLimit(
       options.prefillWeights ?? 'none',
       checkpoint,
-      quantizedCompute,
+      { quantizedCompute, blockProducts: instructions !== null },
       availableBytes(),
     ),
     profilePrefix: options.profilePrefix ?? null,

@@ -4,7 +4,8 @@
  * null for no such form.
  *
  * It changes numerics (activations are quantized by rows, weights again by columns), so `auto` takes it only where
- * products are quantized anyway: a quantized checkpoint, computed in int8. And only where it needs at most a quarter of
+ * products are quantized anyway: a quantized checkpoint, computed in int8 by ONNX Runtime, whose kernels for few bits are
+ * slower with many rows (the engine's own are not). And only where it needs at most a quarter of
  * the memory that is free when loading starts.
  */
 import { GraphBuilder } from '../graph/builder.ts';
@@ -27,12 +28,12 @@ const freePairLimit = 255;
 export function chooseRowInt8PairLimit(
   wish: PrefillWeights,
   checkpoint: Pick<Checkpoint, 'tensors'>,
-  quantizedCompute: QuantizedCompute,
+  { quantizedCompute, blockProducts }: { quantizedCompute: QuantizedCompute; blockProducts: boolean },
   availableBytes: number,
 ): number | null {
   if (wish === 'none') return null;
   if (wish === 'auto') {
-    if (quantizedCompute === 'float32') return null;
+    if (quantizedCompute === 'float32' || blockProducts) return null;
     const quantized = [...checkpoint.tensors.values()].filter(({ kind }) => kind === 'quantized');
     const bytes = quantized.reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0);
     if (bytes === 0 || bytes > availableBytes * memoryShare) return null;

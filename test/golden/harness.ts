@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { createEngine } from '../../runtime/engine/create-engine.ts';
 import type { Engine, StepSlice } from '../../runtime/engine/engine.ts';
+import type { CpuKernels } from '../../runtime/engine/kernels/x64/processor.ts';
 import { parseModel } from '../../runtime/models/registry.ts';
 import type { RopeSpec } from '../../runtime/models/rope.ts';
 import { openCheckpoint } from '../../runtime/weights/open.ts';
@@ -45,6 +46,7 @@ export interface GoldenRun {
   readonly maxBatchSize?: number;
   readonly maxStepTokens?: number;
   readonly quantizedCompute?: 'int8' | 'float32';
+  readonly cpuKernels?: CpuKernels;
   readonly prefillWeights?: 'auto' | 'int8' | 'none';
   readonly kvDType?: 'float32' | 'bfloat16' | 'int8';
 }
@@ -58,6 +60,7 @@ export function openGolden(run: GoldenRun): Promise<Engine> {
     blockTokens: run.blockTokens ?? 16,
     maxLength: 256,
     ...(run.quantizedCompute === undefined ? {} : { quantizedCompute: run.quantizedCompute }),
+    ...(run.cpuKernels === undefined ? {} : { cpuKernels: run.cpuKernels }),
     ...(run.prefillWeights === undefined ? {} : { prefillWeights: run.prefillWeights }),
     ...(run.kvDType === undefined ? {} : { kvDType: run.kvDType }),
   });

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { availableInstructionSets, type CpuKernels } from '../../runtime/engine/kernels/x64/processor.ts';
 import { checkGolden, meanLogprobDifference, openGolden, readGolden } from './harness.ts';
 
 const cases = ['gptq-4bit', 'gptq-8bit', 'gptq-act', 'awq', 'gguf-q4_0', 'gguf-q8_0', 'gguf-k'];
@@ -21,13 +22,35 @@ for (const name of cases) {
     });
   }
 
-  const forms = [
-    { title: 'int8 activations', prefillWeights: 'none', most: 0.1 },
-    { title: 'int8 weights and activations for many rows', prefillWeights: 'auto', most: 0.2 },
-  ] as const;
-  for (const { title, prefillWeights, most } of forms) {
+  const forms: readonly {
+    title: string;
+    cpuKernels: CpuKernels;
+    prefillWeights: 'none' | 'auto';
+    most: number;
+  }[] = [
+    ...[...availableInstructionSets(), 'portable' as const].map((cpuKernels) => ({
+      title: `int8 activations and ${cpuKernels} kernels`,
+      cpuKernels,
+      prefillWeights: 'none' as const,
+      most: 0.1,
+    })),
+    {
+      title: 'int8 weights and activations for many rows',
+      cpuKernels: 'portable',
+      prefillWeights: 'auto',
+      most: 0.2,
+    },
+  ];
+  for (const { title, cpuKernels, prefillWeights, most } of forms) {
     test(`${name} stays near the reference with ${title}`, async () => {
-      const engine = await openGolden({ name, ranks: 1, quantizedCompute: 'int8', prefillWeights });
+      const engine = await openGolden({
+        name,
+        ranks: 1,
+        quantizedCompute: 'int8',
+        cpuKernels,
+        prefillWeights,
+      });
+
       try {
         assert.equal(engine.info.prefillWeightBytes > 0, prefillWeights === 'auto');
         const difference = meanLogprobDifference(engine, readGolden(name));
