@@ -5,11 +5,13 @@
  */
 import {
   createHash,
+  createPrivateKey,
   createPublicKey,
   generateKeyPairSync,
   type KeyObject,
   randomBytes,
   sign,
+  X509Certificate,
 } from 'node:crypto';
 import { isIPv4 } from 'node:net';
 
@@ -27,8 +29,7 @@ export interface CertificateRequest {
   readonly hosts?: readonly string[];
 }
 
-export interface CertificateAuthority {
-  readonly certificatePem: string;
+export interface CertificateAuthority extends KeyAndCertificate {
   /** A certificate good for clients and for servers. */
   issue(request: CertificateRequest): KeyAndCertificate;
 }
@@ -63,7 +64,25 @@ export function createCertificateAuthority(commonName: string): CertificateAutho
     // keyCertSign and cRLSign.
     extension(oid.keyUsage, bitString(Buffer.from([0b0000_0110]), 1), true),
   ]);
+  return authorityOf(identity, certificatePem);
+}
+
+/** One that createCertificateAuthority() made, perhaps in another process; throws for anything else. */
+export function readCertificateAuthority({
+  keyPem,
+  certificatePem,
+}: KeyAndCertificate): CertificateAuthority {
+  const key = createPrivateKey(keyPem);
+  const { subject, publicKey } = new X509Certificate(certificatePem);
+  const commonName = /^CN=(.*)$/.exec(subject)?.[1];
+  if (commonName === undefined || key.asymmetricKeyType !== 'ec' || !createPublicKey(key).equals(publicKey))
+    throw new Error('it is no key and certificate of an authority with one common name and an EC key');
+  return authorityOf({ name: { commonName }, key, keyIdentifier: keyIdentifier(publicKey) }, certificatePem);
+}
+
+function authorityOf(identity: Issuer, certificatePem: string): CertificateAuthority {
   return {
+    keyPem: identity.key.export({ type: 'pkcs8', format: 'pem' }) as string,
     certificatePem,
     issue(request) {
       const leaf = generateKey();

@@ -8,7 +8,6 @@ import { rm } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { resources } from '../operator/kube/client.ts';
 import { type ConnectedKubeClient, createKubeClient } from '../operator/kube/rest-client.ts';
 import { SluiceError } from '../runtime/errors.ts';
 import { kubernetesVersion } from './binaries.ts';
@@ -19,6 +18,7 @@ import { startGuard } from './guard.ts';
 import { kubectlApply, readManifests, waitForDefinitions } from './manifests.ts';
 import { runtimeImage } from './node/images.ts';
 import { type ProcessNode, startProcessNode } from './node/process-node.ts';
+import { createOperatorAccount } from './operator-account.ts';
 import { freePort } from './ports.ts';
 import { type ServiceProxy, startServiceProxy } from './service-proxy.ts';
 
@@ -159,11 +159,7 @@ async function startOperator(
   now: (detail: string) => void,
   onStarted: (child: Child) => void,
 ): Promise<Child> {
-  await client.apply(
-    resources.namespaces,
-    { apiVersion: 'v1', kind: 'Namespace', metadata: { name: operatorNamespace } },
-    { fieldManager: 'npm-start', force: true },
-  );
+  const account = await createOperatorAccount(client, operatorNamespace, 'npm-start');
   const healthPort = await freePort();
   const metricsPort = await freePort();
   const extension = path.extname(import.meta.filename);
@@ -172,7 +168,7 @@ async function startOperator(
     command: process.execPath,
     args: [
       path.join(checkout, `operator/cli/sluice-operator${extension}`),
-      `--kubeconfig=${plane.kubeconfigFor({ name: 'sluice-operator', groups: ['system:masters'] })}`,
+      `--kubeconfig=${plane.kubeconfigFor(account)}`,
       `--namespace=${operatorNamespace}`,
       `--runtime-image=${runtimeImageName}`,
       '--host=127.0.0.1',

@@ -185,6 +185,8 @@ function writeCredentials(directory: string, port: number): Credentials {
   const write = (name: string, text: string) => writeFileSync(path.join(pki, name), text, { mode: 0o600 });
   const authority = createCertificateAuthority('sluice-local');
   write('ca.crt', authority.certificatePem);
+  // For further nodes.
+  write('ca.key', authority.keyPem);
   const server = authority.issue({
     commonName: 'kube-apiserver',
     hosts: [

@@ -1,7 +1,10 @@
 /** The command line of local/cli/node.ts. In: arguments. Out: options, or what is wrong with them. */
+import { readFileSync } from 'node:fs';
 import os from 'node:os';
+import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { SluiceError } from '../../runtime/errors.ts';
+import { type CertificateAuthority, readCertificateAuthority } from '../certificates.ts';
 import { type ImageTable, runtimeImage } from '../node/images.ts';
 
 export const help = `node local/cli/node.ts [options]
@@ -12,6 +15,8 @@ pods' processes. local/node/README.md says what it honours of a pod.
   --kubeconfig FILE     the cluster (default: $KUBECONFIG, then ~/.kube/config)
   --name NAME           the node's name (default: this machine's)
   --gpus N              GPUs that it pretends to have, 0 to 8 (default 0)
+  --pki FOLDER          the cluster's ca.crt and ca.key, for "kubectl logs" of this node's pods: pki/ beside the
+                        kubeconfig of "npm start"
   --label KEY=VALUE     a label of the Node object; may be repeated
   --runtime-image NAME  an image name that stands for this checkout's runtime; may be repeated
                         (default: sluice-runtime:local)
@@ -19,12 +24,13 @@ pods' processes. local/node/README.md says what it honours of a pod.
   --backoff-ms N        the first wait of a crashing container (default 10000)
   --help                this text
 
-"kubectl logs" of its pods needs an API server that accepts a self-signed certificate from nodes (one without
---kubelet-certificate-authority); the node of "npm start" has a certificate of the cluster's own.
+Without --pki "kubectl logs" of its pods needs an API server that accepts a self-signed certificate from nodes (one
+without --kubelet-certificate-authority).
 `;
 
 export interface NodeOptions {
   readonly kubeconfig?: string;
+  readonly authority?: CertificateAuthority;
   readonly name: string;
   readonly gpus: number;
   readonly labels: Readonly<Record<string, string>>;
@@ -57,6 +63,7 @@ export function parseNodeOptions(args: readonly string[]): NodeOptions | undefin
   }
   return {
     ...(values.kubeconfig === undefined ? {} : { kubeconfig: values.kubeconfig }),
+    ...(values.pki === undefined ? {} : { authority: readAuthority(values.pki) }),
     name: values.name ?? os.hostname().toLowerCase(),
     gpus: integer('--gpus', values.gpus ?? '0', 8, '4'),
     labels,
@@ -74,6 +81,7 @@ function parse(args: readonly string[]) {
     options: {
       kubeconfig: { type: 'string' },
       name: { type: 'string' },
+      pki: { type: 'string' },
       gpus: { type: 'string' },
       label: { type: 'string', multiple: true },
       'runtime-image': { type: 'string', multiple: true },
@@ -82,6 +90,19 @@ function parse(args: readonly string[]) {
       help: { type: 'boolean', short: 'h' },
     },
   });
+}
+
+function readAuthority(folder: string): CertificateAuthority {
+  try {
+    const read = (file: string) => readFileSync(path.join(folder, file), 'utf8');
+    return readCertificateAuthority({ certificatePem: read('ca.crt'), keyPem: read('ca.key') });
+  } catch (cause) {
+    throw new SluiceError(
+      'config_invalid',
+      `--pki ${JSON.stringify(folder)}: ca.crt and ca.key of "npm start" are expected there: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
 }
 
 function integer(flag: string, text: string, maximum: number, example: string): number {

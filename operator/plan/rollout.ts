@@ -377,6 +377,8 @@ class Rollout {
   #words(capacity: Capacity, room: number, counts: Counts): Words {
     const before = this.lastWords();
     if (before.decision === 'Surge' || before.decision === 'PartialSurge') return before;
+    // Old pods that are no use end; that is no decision about new ones yet.
+    if (room === 0 && counts.goal === this.#current) return before;
     const asked = this.#wanted + this.#input.policy.maxSurge - sum(counts.olds) - this.#bound;
     const partial = room < Math.min(asked, this.#wanted - this.#bound);
     if (this.#input.policy.mayGrow)

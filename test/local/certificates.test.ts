@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { describe, test } from 'node:test';
 import tls from 'node:tls';
 import fc from 'fast-check';
-import { createCertificateAuthority } from '../../local/certificates.ts';
+import { createCertificateAuthority, readCertificateAuthority } from '../../local/certificates.ts';
 
 describe('the throw-away certificate authority', () => {
   const authority = createCertificateAuthority('test authority');
@@ -44,6 +44,15 @@ describe('the throw-away certificate authority', () => {
       }),
       { numRuns: 40 },
     );
+  });
+
+  test('goes on issuing from its key and certificate, and takes no others', () => {
+    const again = readCertificateAuthority(authority);
+    const certificate = new X509Certificate(again.issue({ commonName: 'node' }).certificatePem);
+    assert.equal(certificate.verify(root.publicKey), true);
+    assert.equal(certificate.checkIssued(root), true);
+    const { keyPem } = createCertificateAuthority('another');
+    assert.throws(() => readCertificateAuthority({ ...authority, keyPem }), /no key and certificate/);
   });
 
   const server = authority.issue({ commonName: 'server', hosts: ['localhost', '127.0.0.1'] });

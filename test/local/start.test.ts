@@ -11,6 +11,7 @@ import { promisify } from 'node:util';
 const run = promisify(execFile);
 const checkout = path.resolve(import.meta.dirname, '../..');
 const program = path.join(checkout, 'local/cli/start.ts');
+const nodeProgram = path.join(checkout, 'local/cli/node.ts');
 
 interface Running {
   readonly output: () => string;
@@ -21,9 +22,9 @@ interface Running {
   shows(text: string): Promise<void>;
 }
 
-function start(args: readonly string[]): Running {
+function start(args: readonly string[], file = program): Running {
   // From a folder that is not the checkout: nothing may depend on it.
-  const child = spawn(process.execPath, [program, ...args], { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(process.execPath, [file, ...args], { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'] });
   let text = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (text += chunk));
   const exited = once(child, 'close').then(([code]) => code as number | null);
@@ -38,7 +39,7 @@ function start(args: readonly string[]): Running {
         ended = true;
       });
       while (!text.includes(wanted)) {
-        assert.equal(ended, false, `npm start ended before it said ${JSON.stringify(wanted)}:\n${text}`);
+        assert.equal(ended, false, `the program ended before it said ${JSON.stringify(wanted)}:\n${text}`);
         await Promise.race([once(child.stdout, 'data'), exited]);
       }
     },
@@ -164,6 +165,11 @@ describe('npm start', () => {
           'sluice.dev/service=tiny',
         ]);
         assert.notEqual(logs.stdout, '');
+        assert.deepEqual(operatorRequests(printed(output, 'Audit log')), {
+          users: ['system:serviceaccount:sluice-system:sluice'],
+          refused: [],
+        });
+        if (end === 'SIGINT') assert.equal(await logsOfAnotherNode(kubectl, kubeconfig), 'hello\n');
       } finally {
         running.kill(end);
       }
@@ -226,6 +232,40 @@ describe('npm start', () => {
     }
   });
 });
+
+/** What `kubectl logs` shows of a pod on a node that is added from another terminal. */
+async function logsOfAnotherNode(kubectl: string, kubeconfig: string): Promise<string> {
+  const pki = path.join(path.dirname(kubeconfig), 'pki');
+  const node = start(['--kubeconfig', kubeconfig, '--pki', pki, '--name', 'another'], nodeProgram);
+  try {
+    await node.shows('node another is ready');
+    const ask = async (...args: string[]) =>
+      (await run(kubectl, [`--kubeconfig=${kubeconfig}`, ...args])).stdout;
+    const overrides = JSON.stringify({ spec: { nodeName: 'another' } });
+    const image = '--image=sluice.dev/shell';
+    await ask('run', 'words', image, '--restart=Never', `--overrides=${overrides}`, '--', '-c', 'echo hello');
+    await ask('wait', 'pod/words', '--for=jsonpath={.status.phase}=Succeeded', '--timeout=120s');
+    return await ask('logs', 'words');
+  } finally {
+    node.kill('SIGINT');
+    await node.exited;
+  }
+}
+
+/** Who the operator was to the API server, and what it was not allowed to do. */
+function operatorRequests(auditLog: string): { users: string[]; refused: string[] } {
+  const events = readFileSync(auditLog, 'utf8')
+    .split('\n')
+    .slice(0, -1)
+    .map((line) => JSON.parse(line))
+    .filter(({ userAgent }) => userAgent === 'sluice-operator');
+  return {
+    users: [...new Set(events.map(({ user }) => user.username))],
+    refused: events
+      .filter(({ responseStatus }) => responseStatus?.code === 403)
+      .map(({ verb, requestURI }) => `${verb} ${requestURI}`),
+  };
+}
 
 /** The kubectl that the output recommends. */
 function programsKubectl(output: string): string {

@@ -22,42 +22,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{- /* What the operator does in the namespaces that it looks after; no verb on Secrets, none on volumes. */ -}}
-{{- define "sluice.rules" -}}
-- apiGroups: [sluice.dev]
-  resources: [inferenceservices]
-  verbs: [list, watch]
-- apiGroups: [sluice.dev]
-  resources: [inferenceservices/status]
-  verbs: [patch]
-# Where OwnerReferencesPermissionEnforcement is on, children with blockOwnerDeletion need it.
-- apiGroups: [sluice.dev]
-  resources: [inferenceservices/finalizers]
-  verbs: [update]
-# update: the replacement that removes fields which others added.
-- apiGroups: [apps]
-  resources: [deployments]
-  verbs: [get, list, watch, create, patch, update, delete]
-- apiGroups: [apps]
-  resources: [controllerrevisions]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [""]
-  resources: [services]
-  verbs: [get, list, watch, create, patch, update]
-- apiGroups: [""]
-  resources: [pods]
-  verbs: [list, watch]
-- apiGroups: [batch]
-  resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [policy]
-  resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, update, delete]
-- apiGroups: [""]
-  resources: [events]
-  verbs: [create, patch]
-{{- end }}
-
 {{- /* Not by kubeVersion of Chart.yaml: a Helm that was built without release flags takes v1.20.0 for the version where it asks no
 cluster, and would render nothing. */ -}}
 {{- define "sluice.checkKubernetes" -}}
