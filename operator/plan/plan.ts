@@ -18,8 +18,8 @@ import { revisionDeployment } from '../resources/deployment.ts';
 import { appliedAnnotation } from '../resources/labels.ts';
 import { podDisruptionBudget } from '../resources/pod-disruption-budget.ts';
 import { clusterService } from '../resources/service.ts';
-import { cacheLimitBytes } from './cache-limit.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
+import { checkpointLimits } from './checkpoint-limits.ts';
 import { driftOf, replacement, stamped } from './drift.ts';
 import { defaultHistoryLimit, policyOf } from './policy.ts';
 import { preflightProblems } from './preflight.ts';
@@ -143,8 +143,7 @@ function planSpec(
 
   const { name: targetName, inputs } = revision;
   const state = stateOf(world, targetName);
-  const cacheBytes = cacheLimitBytes(inputs, target.resolved);
-  const rendering = { ...options, ...(cacheBytes === undefined ? {} : { cacheBytes }) };
+  const rendering = { ...options, ...checkpointLimits(inputs, target.resolved) };
   const record =
     state.record?.data ??
     restoredRecord(service, state, renderRevision(service, targetName, inputs, rendering));

@@ -8,7 +8,7 @@ import { type AnyObject, controllerOf, type JsonObject } from '../api/objects.ts
 import type { RevisionInputs } from '../api/revision.ts';
 import { recordedLabels } from './deployment.ts';
 import { ownerReference, queueLabel, revisionLabels } from './labels.ts';
-import { podTemplate } from './pod-template.ts';
+import { podTemplate, startupSeconds, type TemplateContext } from './pod-template.ts';
 
 export interface RevisionData {
   readonly apiVersion: string;
@@ -20,25 +20,22 @@ export interface RevisionData {
   readonly deploymentLabels?: Readonly<Record<string, string>>;
 }
 
-export interface RenderOptions {
-  readonly runtimeImage: string;
-  readonly cacheBytes?: number;
-}
+export type RenderOptions = { readonly runtimeImage: string } & Pick<
+  TemplateContext,
+  'cacheBytes' | 'startupSeconds'
+>;
 
-/** How long a Deployment waits before it calls itself stuck; the startup probe's budget and some. */
-const progressDeadlineSeconds = 4000;
+/** How much longer than the startup probe a Deployment waits before it calls itself stuck. */
+const progressMarginSeconds = 400;
 
 export function renderRevision(
   service: AnyObject,
   name: string,
   inputs: RevisionInputs,
-  { runtimeImage, cacheBytes }: RenderOptions,
+  { runtimeImage, ...limits }: RenderOptions,
 ): RevisionData {
   const serviceName = service.metadata.name;
-  const context = {
-    ...{ serviceName, revision: name, defaultImage: runtimeImage },
-    ...(cacheBytes === undefined ? {} : { cacheBytes }),
-  };
+  const context = { serviceName, revision: name, defaultImage: runtimeImage, ...limits };
   const deploymentLabels = queueLabels(inputs.template?.metadata?.labels);
   return {
     apiVersion,
@@ -50,7 +47,7 @@ export function renderRevision(
       // undone. Until then the pods that serve must stay.
       strategy: { type: 'RollingUpdate', rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } },
       revisionHistoryLimit: 1,
-      progressDeadlineSeconds,
+      progressDeadlineSeconds: (limits.startupSeconds ?? startupSeconds) + progressMarginSeconds,
       template: podTemplate(inputs, context),
     },
     ...(deploymentLabels === undefined ? {} : { deploymentLabels }),

@@ -13,8 +13,8 @@ export const httpPortName = 'http';
 export const modelsMountPath = '/models';
 export const cacheMountPath = '/cache';
 
-/** A checkpoint may take this long to load before the kubelet gives up on the container. */
-const startupBudgetSeconds = 3600;
+/** A checkpoint of which nothing is known may take this long to start before the kubelet gives up on the container. */
+export const startupSeconds = 3600;
 const startupPeriodSeconds = 2;
 
 /** Time for proxies to learn that the pod is going before the runtime is told; its own --shutdown-delay comes after. */
@@ -29,6 +29,8 @@ export interface TemplateContext {
   readonly defaultImage: string;
   /** The most that /cache may hold; absent: what that may be is not known. */
   readonly cacheBytes?: number;
+  /** The longest that downloading and loading may take; absent: it is not known. */
+  readonly startupSeconds?: number;
 }
 
 export function podTemplate(inputs: RevisionInputs, context: TemplateContext): JsonObject {
@@ -131,7 +133,7 @@ function container(inputs: RevisionInputs, context: TemplateContext): JsonObject
     startupProbe: {
       ...probe('/health'),
       periodSeconds: startupPeriodSeconds,
-      failureThreshold: startupBudgetSeconds / startupPeriodSeconds,
+      failureThreshold: Math.ceil((context.startupSeconds ?? startupSeconds) / startupPeriodSeconds),
     },
     // Where a pod that ends is the only one, proxies go on sending to it until these fail: well within --shutdown-delay.
     readinessProbe: { ...probe('/readyz'), periodSeconds: 1, failureThreshold: 2 },

@@ -173,25 +173,35 @@ test('a folder is looked up when a policy is given, and its digest is part of th
   assert.ok(!argsOf(cluster).some((each) => each.includes('revision')));
 });
 
-test('what the checkpoint is bounds what its pods may write; what is not known bounds nothing', () => {
-  const cacheOf = (cluster: SimulatedCluster) =>
-    cluster
-      .child('Deployment', cluster.service.status.currentRevision)!
-      .spec.template.spec.volumes.find(({ name }: { name: string }) => name === 'cache').emptyDir;
+test('what the checkpoint is bounds what its pods may write, and their start; what is not known bounds nothing', () => {
+  const limitsOf = (cluster: SimulatedCluster) => {
+    const { progressDeadlineSeconds, template } = cluster.child(
+      'Deployment',
+      cluster.service.status.currentRevision,
+    )!.spec;
+    const { periodSeconds, failureThreshold } = template.spec.containers[0].startupProbe;
+    const startupSeconds = periodSeconds * failureThreshold;
+    assert.ok(progressDeadlineSeconds > startupSeconds);
+    const { emptyDir } = template.spec.volumes.find(({ name }: { name: string }) => name === 'cache');
+    return [emptyDir, startupSeconds];
+  };
   const bytes = 16 * 2 ** 30;
-  // 16 GiB of files, 8 bytes for each of their weights, and 1 GiB.
-  const limits: [quantization: string, sizeLimit: string][] = [
+  // 16 GiB of files, 8 bytes for each of their weights, and 1 GiB; 10 MiB a second, and an hour.
+  const rows: [quantization: string, sizeLimit: string][] = [
     ['bfloat16', '81Gi'],
     ['float32', '49Gi'],
     ['gptq', '273Gi'],
   ];
-  for (const [quantization, sizeLimit] of limits)
-    assert.deepEqual(cacheOf(serving({ commit: commit('a'), ...facts, quantization, bytes })), { sizeLimit });
-  assert.deepEqual(cacheOf(serving({ commit: commit('a') })), {});
+  for (const [quantization, sizeLimit] of rows)
+    assert.deepEqual(limitsOf(serving({ commit: commit('a'), ...facts, quantization, bytes })), [
+      { sizeLimit },
+      5240,
+    ]);
+  assert.deepEqual(limitsOf(serving({ commit: commit('a') })), [{}, 3600]);
   const inStorage = new SimulatedCluster({
     ...spec({ path: '/tiny' }),
     storage: { persistentVolumeClaim: { claimName: 'models' } },
   });
   run(inStorage, 10);
-  assert.deepEqual(cacheOf(inStorage), {});
+  assert.deepEqual(limitsOf(inStorage), [{}, 3600]);
 });
