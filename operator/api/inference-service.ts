@@ -202,7 +202,9 @@ const templateSchema = z
         annotations: stringMap(16_384).exactOptional(),
       })
       .exactOptional()
-      .describe('Labels and annotations of the pods.'),
+      .describe(
+        'Labels and annotations of the pods. The label kueue.x-k8s.io/queue-name stands at their Deployment, too.',
+      ),
     spec: z
       .record(z.string(), z.unknown())
       .exactOptional()

@@ -68,11 +68,8 @@ export function worstTrouble(pods: readonly AnyObject[], deployment?: AnyObject)
 
 /** What the scheduler says about a pod that it found no place for. */
 export function unschedulable(pod: AnyObject): { message: string; since: string } | undefined {
-  const condition = (pod.status?.conditions ?? []).find(
-    // biome-ignore lint/suspicious/noExplicitAny: a pod condition.
-    (each: any) => each.type === 'PodScheduled' && each.status === 'False' && each.reason === 'Unschedulable',
-  );
-  if (condition === undefined) return undefined;
+  const condition = notScheduled(pod);
+  if (condition?.reason !== 'Unschedulable') return undefined;
   // What preemption and claims would give adds numbers and no cause.
   const message = String(condition.message ?? 'no node fits').replace(
     /\s*(no new claims to deallocate,)?\s*preemption: .*$/s,
@@ -81,10 +78,27 @@ export function unschedulable(pod: AnyObject): { message: string; since: string 
   return { message, since: condition.lastTransitionTime ?? pod.metadata.creationTimestamp ?? '' };
 }
 
+function notScheduled(
+  pod: AnyObject,
+): { reason?: string; message?: string; lastTransitionTime?: string } | undefined {
+  return (pod.status?.conditions ?? []).find(
+    // biome-ignore lint/suspicious/noExplicitAny: a pod condition.
+    (each: any) => each.type === 'PodScheduled' && each.status === 'False',
+  );
+}
+
 function podTroubles(pod: AnyObject): Trouble[] {
   const waiting = unschedulable(pod);
   if (waiting !== undefined)
     return [{ reason: 'Unschedulable', message: `No node can take a pod: ${waiting.message}` }];
+  if (notScheduled(pod)?.reason === 'SchedulingGated')
+    return [
+      {
+        reason: 'Unschedulable',
+        message:
+          'A pod is not scheduled before its scheduling gates are removed (by Kueue, or whoever set them)',
+      },
+    ];
   const statuses: ContainerStatus[] = [
     ...(pod.status?.initContainerStatuses ?? []),
     ...(pod.status?.containerStatuses ?? []),

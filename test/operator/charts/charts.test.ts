@@ -90,11 +90,14 @@ test('there is a PodDisruptionBudget where there is more than one operator, and 
   assert.deepEqual(ports, ['metrics', 'http']);
 });
 
-test('the dashboard asks for metrics that there are', async (t) => {
+test('the dashboards ask for metrics that there are', async (t) => {
   const found = renderChart(t, 'sluice', ['--set=metrics.dashboard.enabled=true']).find(
     (object) => object.kind === 'ConfigMap',
   );
-  const { panels } = JSON.parse(found!.data['sluice.json']);
+  assert.deepEqual(Object.keys(found!.data).sort(), ['runtime.json', 'sluice.json']);
+  const panels = Object.values<string>(found!.data)
+    .flatMap((text) => JSON.parse(text).panels)
+    .filter((panel) => panel.targets !== undefined);
   const asked = panels
     .flatMap((panel: any) => panel.targets)
     .flatMap(({ expr }: { expr: string }) =>
@@ -103,10 +106,10 @@ test('the dashboard asks for metrics that there are', async (t) => {
   const runtime = readFileSync(path.join(import.meta.dirname, '../../../runtime/metrics.ts'), 'utf8');
   const operator = await new OperatorMetrics().text();
   for (const name of asked) {
-    const known = name.replace(/_bucket$/, '');
+    const known = name.replace(/_(bucket|sum|count)$/, '');
     assert.ok(runtime.includes(`'${known}'`) || operator.includes(`# TYPE ${known} `), name);
   }
-  assert.ok(asked.length > panels.length);
+  assert.ok(asked.length >= panels.length);
 });
 
 test('the chart of definitions holds the CRD as it is generated, kept on uninstall', (t) => {

@@ -20,7 +20,7 @@ const charts = path.resolve(import.meta.dirname, '../../../charts');
 const system = 'sluice-system';
 
 /** What a release before could do without: its values lack it, and `--reuse-values` keeps them so. */
-const newerValues = ['serviceAccount', 'metrics', 'dashboards', 'networkPolicy', 'resources', 'affinity'];
+const newerValues = ['serviceAccount', 'metrics', 'networkPolicy', 'resources', 'affinity'];
 
 /** The charts as an earlier release might have had them: an older version, fewer values, a definition with fewer fields. */
 function earlierCharts(t: TestContext): string {

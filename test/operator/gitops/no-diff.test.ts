@@ -86,6 +86,17 @@ test('after each step of a life, an apply by Argo CD, by Flux or by kubectl chan
     ['suspended', { ...minimalSpec, model: { path: '/tiny3' }, suspend: true }, ready, 'Healthy'],
     ['no longer suspended', { ...minimalSpec, model: { path: '/tiny3' } }, ready, 'Healthy'],
     [
+      'a template that is refused',
+      {
+        ...minimalSpec,
+        model: { path: '/tiny3' },
+        template: { spec: { containers: [{ name: 'runtime', imagePullPolicy: 'Sometimes' }] } },
+      },
+      ready,
+      'Degraded',
+    ],
+    ['the template without that', { ...minimalSpec, model: { path: '/tiny3' } }, ready, 'Healthy'],
+    [
       'a model that crashes',
       { ...minimalSpec, model: { path: '/bad' } },
       (pod) =>

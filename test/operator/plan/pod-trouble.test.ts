@@ -41,6 +41,11 @@ const cases: Record<string, [pods: AnyObject[], reason: string | undefined, mess
     'Unschedulable',
     'No node can take a pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.',
   ],
+  'gates, which are no matter of room': [
+    [pod({ conditions: [{ type: 'PodScheduled', status: 'False', reason: 'SchedulingGated' }] })],
+    'Unschedulable',
+    /scheduling gates are removed/,
+  ],
   'an image that is not there': [
     [
       runtime({
