@@ -8,9 +8,12 @@ import type { ThreadData } from './llm/messages.ts';
 import { SharedStatistics } from './llm/statistics.ts';
 import type { LlmOptions } from './llm.ts';
 import { parseModel } from './models/registry.ts';
+import { giveWay } from './thread-priority.ts';
 
 const { options, loop, statistics } = workerData as ThreadData<LlmOptions>;
 
+// Before there are ranks: their threads inherit it.
+giveWay('engine');
 await runEngineThread(parentPort!, new SharedStatistics(statistics), loop, async (hooks) => {
   const checkpoint = await openSource(options.checkpoint);
   const { eosTokenIds } = parseModel(checkpoint).spec;

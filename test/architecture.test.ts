@@ -67,7 +67,7 @@ const arrows: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** Free for every room. */
-const freeModules = ['runtime/errors', 'runtime/dtype', 'runtime/logits'];
+const freeModules = ['runtime/errors', 'runtime/dtype', 'runtime/logits', 'runtime/thread-priority'];
 
 /** Packages that only these rooms may import. */
 const reserved: Readonly<Record<string, readonly string[]>> = {

@@ -1,9 +1,7 @@
 /** A thread that prepares long bodies: jobs in, what the routes go on with or a user's error out. */
-import { readlinkSync } from 'node:fs';
-import os from 'node:os';
-import path from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, SluiceError } from '../../errors.ts';
+import { giveWay } from '../../thread-priority.ts';
 import type { TokenizerSource } from '../../tokenizer/definition.ts';
 import { loadWords } from '../../tokenizer/words.ts';
 import type { ModelFacts } from './model-facts.ts';
@@ -21,20 +19,8 @@ export type PrepareAnswer =
   /** A bug of ours. */
   | { readonly stack: string };
 
-/** The event loop and the engine's threads come first where there are too few cores for all. */
-const niceness = 5;
-
-function yieldToOthers(): void {
-  // Linux gives each thread a priority of its own; elsewhere there is no such file.
-  try {
-    os.setPriority(Number(path.basename(readlinkSync('/proc/thread-self'))), niceness);
-  } catch {
-    // A container may forbid it, and then all threads are equal.
-  }
-}
-
+giveWay('reading');
 const words = loadWords(workerData as TokenizerSource);
-yieldToOthers();
 
 function run({ kind, bytes, model }: PrepareJob): PrepareAnswer {
   try {
