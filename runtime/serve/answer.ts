@@ -14,7 +14,10 @@ import { EventStream } from './sse.ts';
 
 export type Send = (chunk: unknown) => Promise<void>;
 
-/** The backend for a request that may be long. Throws SluiceError `unavailable`, or `overloaded` when too many wait. */
+/**
+ * The backend for a request that may be long. Throws SluiceError `unavailable`, or `overloaded` when too many wait: asked
+ * before the body is received, and again when the prompt is about to be read.
+ */
 export function backendFor({ config, lifecycle }: ServerContext): Backend {
   const backend = lifecycle.backend();
   // The engine says so too, but only after the prompt has been tokenised.

@@ -9,8 +9,10 @@ import Fastify, {
   LogController,
 } from 'fastify';
 import type { Logger } from 'pino';
+import { backendFor } from './answer.ts';
 import { ApiKeys } from './api-keys.ts';
 import type { ServerContext } from './context.ts';
+import { discardBody } from './discard-body.ts';
 import { errorBody, userError } from './error-body.ts';
 import { openAccount } from './request-account.ts';
 import { registerChatCompletions } from './routes/chat-completions.ts';
@@ -38,6 +40,8 @@ export function createApi(context: ServerContext, log: Logger): FastifyInstance 
     keys?.check(request.headers.authorization);
     lifecycle.admit();
     request.account = openAccount(context, reply);
+    // Whoever is refused anyway need not be listened to.
+    if (request.method === 'POST') backendFor(context);
   });
   app.addHook('onSend', async (_request, reply) => {
     // Kept-alive connections would go on sending here after the proxies have been told otherwise.
@@ -93,7 +97,10 @@ function createBase(context: ServerContext, log: Logger): FastifyInstance {
     // Comes also when the client has gone, unlike the framework's own hook.
     reply.raw.once('close', () => measure(request, reply));
   });
-  app.setErrorHandler((error, request, reply) => sendError(request, reply, error));
+  app.setErrorHandler(async (error, request, reply) => {
+    if (closes(reply)) await discardBody(request.raw);
+    return sendError(request, reply, error);
+  });
   app.setNotFoundHandler((request) => {
     throw new NotFound(`${request.method} ${request.url.split('?', 1)[0]}: no such path`);
   });
@@ -126,6 +133,10 @@ function used({ account }: FastifyRequest): object {
 }
 
 class NotFound extends Error {}
+
+/** Whether the connection ends with this answer, as far as is known. */
+const closes = (reply: FastifyReply) =>
+  [reply.getHeader('connection'), reply.raw.getHeader('connection')].includes('close');
 
 function sendError(request: FastifyRequest, reply: FastifyReply, error: unknown): FastifyReply {
   if (error instanceof NotFound)

@@ -32,16 +32,19 @@ export interface RunListener {
 }
 
 export interface Usage {
+  /** When the request arrived, by performance.now(): its body and the reading of its prompt count as waiting. */
+  readonly arrivedMs: number;
   promptTokens: number;
   cachedTokens: number;
   completionTokens: number;
-  /** From the start of the run to the first token of any choice. */
+  /** From the arrival to the first token of any choice. */
   firstTokenMs: number | undefined;
   readonly finishReasons: FinishReason[];
 }
 
-export function emptyUsage(): Usage {
+export function emptyUsage(arrivedMs: number): Usage {
   return {
+    arrivedMs,
     promptTokens: 0,
     cachedTokens: 0,
     completionTokens: 0,
@@ -93,7 +96,8 @@ async function runPrompt(
   listener: RunListener,
   usage: Usage,
 ): Promise<void> {
-  const start = performance.now();
+  const { arrivedMs } = usage;
+  const preparedMs = performance.now() - arrivedMs;
   const seconds = (from: number) => (performance.now() - from) / 1000;
   const lastToken = new Map<number, number>();
   const { n } = request.sampling;
@@ -103,14 +107,14 @@ async function runPrompt(
     if (event.type === 'prompt') {
       usage.cachedTokens += event.cachedTokens;
       metrics.cachedPromptTokens.inc(event.cachedTokens);
-      if (event.queuedMs !== undefined) metrics.queueSeconds.observe(event.queuedMs / 1000);
+      if (event.queuedMs !== undefined) metrics.queueSeconds.observe((preparedMs + event.queuedMs) / 1000);
       await listener.onPrompt?.(prompt, event.promptLogprobs);
     } else if (event.type === 'delta') {
       if (event.tokenIds.length > 0) {
         const before = lastToken.get(event.choice);
         if (before !== undefined) metrics.interTokenLatency.observe(seconds(before) / event.tokenIds.length);
-        else metrics.timeToFirstToken.observe(seconds(start));
-        usage.firstTokenMs ??= performance.now() - start;
+        else metrics.timeToFirstToken.observe(seconds(arrivedMs));
+        usage.firstTokenMs ??= performance.now() - arrivedMs;
         lastToken.set(event.choice, performance.now());
         metrics.completionTokens.inc(event.tokenIds.length);
       }
@@ -125,5 +129,5 @@ async function runPrompt(
     }
   }
   if (signal.aborted) throw cutShort(signal);
-  metrics.requestSeconds.observe(seconds(start));
+  metrics.requestSeconds.observe(seconds(arrivedMs));
 }

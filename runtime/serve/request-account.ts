@@ -35,5 +35,5 @@ export function openAccount({ config, lifecycle }: ServerContext, reply: Fastify
     if (!reply.raw.writableFinished) controller.abort();
     lifecycle.leave(controller);
   });
-  return { signal: controller.signal, usage: emptyUsage() };
+  return { signal: controller.signal, usage: emptyUsage(performance.now() - reply.elapsedTime) };
 }

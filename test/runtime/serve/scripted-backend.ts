@@ -22,6 +22,7 @@ export class ScriptedBackend implements Backend {
   readonly details = { architecture: 'scripted' };
   readonly requests: GenerationRequest[] = [];
   running = 0;
+  waiting = 0;
   broken: Error | undefined;
   silence = 0;
   script: Script;
@@ -43,7 +44,7 @@ export class ScriptedBackend implements Backend {
   load() {
     return {
       requestsRunning: this.running,
-      requestsWaiting: 0,
+      requestsWaiting: this.waiting,
       kvBlocksUsed: this.running,
       kvBlocksTotal: 64,
       kvBlockTokens: 8,
@@ -75,7 +76,7 @@ export class ScriptedBackend implements Backend {
 /** One token for each part of the text, the same for every choice. */
 export function saying(...parts: string[]): Script {
   return async function* ({ sampling }) {
-    yield { type: 'prompt', cachedTokens: 0 };
+    yield { type: 'prompt', cachedTokens: 0, queuedMs: 0 };
     for (let choice = 0; choice < sampling.n; choice++) {
       for (const text of parts)
         yield { type: 'delta', choice, text, tokenIds: [942], ...withLogprobs(sampling.logprobs) };
