@@ -31,13 +31,13 @@ export interface Arrival {
   readonly needsAllRows?: boolean;
 }
 
-/** Refuses the `failing`th call of `take`, counted from 1. */
+/** Refuses those calls of `take`, counted from 1. */
 class FailingPool extends BlockPool {
   calls = 0;
-  failing = 0;
+  failing: ReadonlySet<number> = new Set();
 
   override take(count: number): number[] | undefined {
-    return ++this.calls === this.failing ? undefined : super.take(count);
+    return this.failing.has(++this.calls) ? undefined : super.take(count);
   }
 }
 
@@ -128,6 +128,7 @@ export class Drive {
   #run(schedule: Schedule, first: boolean): void {
     const slices = schedule.slices.filter((slice) => slice.sequence.state === 'running');
     if (slices.length === 0) return;
+    this.#checkOwners(slices);
     const chosen = new Map<Sequence, number>();
     const batch = slices.map(({ sequence, tokens }) => ({
       tokens: sequence.chain.slice(sequence.table.length, sequence.table.length + tokens),
@@ -151,6 +152,18 @@ export class Drive {
       for (const each of [sequence, ...forks])
         this.#append(each, (token + each.choice * Number(choices > 1)) % vocabulary);
       this.check();
+    }
+  }
+
+  /** Whoever writes to a block is the only one who holds it, and nobody can find it. */
+  #checkOwners(slices: Schedule['slices']): void {
+    for (const { sequence, tokens } of slices) {
+      const { blocks, length } = sequence.table;
+      const written = blocks.slice(Math.floor(length / blockTokens), this.kv.blocksFor(length + tokens));
+      for (const block of written) {
+        assert.equal(this.pool.references(block), 1, `block ${block} is written by one of several owners`);
+        assert(!this.kv.prefixes?.has(block), `block ${block} is written while others can find it`);
+      }
     }
   }
 

@@ -47,7 +47,6 @@ const policy = fc.record({
 });
 
 function play(drive: Drive, events: readonly Event[]): void {
-  const cancelled = new Set<number>();
   for (const each of events) {
     if ('add' in each) {
       // The longest prompt has 26 tokens; smaller pools refuse some, which is an outcome as good as any.
@@ -55,7 +54,6 @@ function play(drive: Drive, events: readonly Event[]): void {
         drive.add(each.add);
       } catch (error) {
         assert.equal((error as { code?: string }).code, 'context_exceeded');
-        cancelled.add(drive.sequences.length);
       }
     } else if ('cancel' in each) {
       const sequence = drive.sequences[each.cancel];
@@ -85,19 +83,49 @@ describe('whatever arrives, forks and is cancelled', () => {
   });
 
   test('the same holds when the Nth allocation fails, for every N', () => {
-    const events: Event[] = Array.from({ length: 10 }, (_, i) => [
-      { add: { prompt: [1, 2, 3, 4, 5, 6, i % 3, 8, 9, i], tokens: 6, choices: i % 4 === 1 ? 3 : 1 } },
-      { steps: 1 + (i % 3) },
-    ]).flat();
-    for (const options of [{}, { maxNumSteps: 4 }, { prefixCaching: false }, { inFlightBatching: false }]) {
-      for (let failing = 1; ; failing++) {
-        const drive = new Drive(14, options);
-        drive.pool.failing = failing;
-        play(drive, events);
-        assert.equal(drive.finished.length, 16);
-        if (drive.pool.calls < failing) break;
-      }
-    }
+    let failures = 0;
+    let preemptions = 0;
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 8, max: 20 }),
+        policy,
+        fc.array(event, { minLength: 4, maxLength: 14 }),
+        (blocks, options, events) => {
+          const whole = new Drive(blocks, options);
+          play(whole, events);
+          const ended = whole.finished.toSorted();
+          for (let failing = 1; failing <= whole.pool.calls; failing++) {
+            const drive = new Drive(blocks, options);
+            drive.pool.failing = new Set([failing]);
+            play(drive, events);
+            failures++;
+            preemptions += drive.scheduler.preemptions;
+            // Which sequences there are to be cancelled depends on when forks come; without cancellations all must end.
+            if (events.every((each) => !('cancel' in each)))
+              assert.deepEqual(drive.finished.toSorted(), ended, `allocation ${failing} failed`);
+          }
+        },
+      ),
+      { numRuns: 60 },
+    );
+    assert(failures > 500 && preemptions > 100, `${failures} failures, ${preemptions} preemptions`);
+  });
+
+  test('the same holds when any allocations fail', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 8, max: 40 }),
+        policy,
+        fc.array(event, { maxLength: 40 }),
+        fc.uniqueArray(fc.integer({ min: 1, max: 100 }), { maxLength: 30 }),
+        (blocks, options, events, failing) => {
+          const drive = new Drive(blocks, options);
+          drive.pool.failing = new Set(failing);
+          play(drive, events);
+        },
+      ),
+      { numRuns: 200 },
+    );
   });
 
   test('the oldest of the highest priority is never preempted and never waits for a later one', () => {
