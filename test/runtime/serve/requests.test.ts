@@ -1,8 +1,9 @@
 /** What the routes take, refuse and answer, with a scripted model behind them. */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SluiceError } from '../../../runtime/errors.ts';
-import { events, type Running, ScriptedBackend, saying, startServer } from './scripted-backend.ts';
+import { events, pausing, type Running, ScriptedBackend, saying, startServer } from './scripted-backend.ts';
 
 const backend = new ScriptedBackend();
 let running: Running;
@@ -411,6 +412,23 @@ describe('answers', () => {
       bytes: [...Buffer.from('Hello')],
       top_logprobs: [],
     });
+  });
+
+  test('a stream that is silent says that it lives, and a whole answer does not', async (context) => {
+    context.mock.timers.enable({ apis: ['setInterval'] });
+    const { promise, resolve } = Promise.withResolvers<void>();
+    backend.script = pausing(promise);
+    const [stream, whole] = [true, false].map((stream) =>
+      running.post('/v1/completions', { ...completion, stream }),
+    );
+    while (backend.running < 2) await sleep(5);
+    context.mock.timers.tick(15_000);
+    context.mock.timers.tick(15_000);
+    resolve();
+    const parts = (await (await stream!).text()).split('\n\n');
+    assert.equal(parts.filter((part) => part === ': keep-alive').length, 2);
+    assert.deepEqual(parts.slice(-2), ['data: [DONE]', '']);
+    assert.equal(((await (await whole!).json()) as { choices: unknown[] }).choices.length, 1);
   });
 
   test('an error before the first token has its status, also when a stream was asked for', async () => {
