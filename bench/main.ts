@@ -1,9 +1,11 @@
 /** `npm run bench [-- <name> [options]]`: picks the benchmark; what follows its name are its own options. */
+import { benchHealth } from './health.ts';
 import { benchPeers } from './peers/main.ts';
 import { benchProfile } from './profile.ts';
 import { benchScheduling } from './scheduling.ts';
 import { benchSoak } from './soak.ts';
 import { benchSteps } from './steps.ts';
+import { UsageError } from './whole-number.ts';
 
 interface Bench {
   readonly usage: string;
@@ -25,7 +27,16 @@ const benches: Readonly<Record<string, Bench>> = {
     does: 'prefix caching, prefix-aware scheduling and chunked prefill, on against off',
     run: benchScheduling,
   },
-  soak: { usage: 'soak [requests]', does: 'resident memory over many requests', run: benchSoak },
+  health: {
+    usage: 'health [folder or GGUF] [--seconds 30] [--write]',
+    does: '/health while decode is saturated and prompts of 5 MB arrive; --write puts the table into docs/',
+    run: benchHealth,
+  },
+  soak: {
+    usage: 'soak [requests] [--model <folder or GGUF>] [--write]',
+    does: 'resident memory over many requests; --write puts the curve into docs/',
+    run: benchSoak,
+  },
 };
 
 const usageOf = ({ usage, does }: Bench): string => `  npm run bench -- ${usage}\n      ${does}`;
@@ -33,6 +44,11 @@ const fail = (message: string): never => {
   console.error(message);
   process.exit(2);
 };
+
+/** An option without its value, or with one that is none. */
+const isUsageError = (error: unknown): error is Error =>
+  error instanceof UsageError ||
+  (error instanceof Error && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'));
 
 const [name = 'steps', ...argv] = process.argv.slice(2);
 const bench = Object.hasOwn(benches, name) ? benches[name] : undefined;
@@ -50,5 +66,10 @@ else {
     fail(
       `npm run bench -- ${name} ${unknown}: there is no such option; npm run bench -- ${name} --help lists them`,
     );
-  await bench.run(argv);
+  try {
+    await bench.run(argv);
+  } catch (error) {
+    if (!isUsageError(error)) throw error;
+    fail(`npm run bench -- ${name}: ${error.message}`);
+  }
 }

@@ -1,11 +1,13 @@
 /**
  * `npm run bench -- soak [requests]`: short requests of mixed shapes to the whole program over HTTP, its resident memory
- * after each hundredth of them, as numbers and as the curve in docs/soak.svg. Says how the last quarter lies above the
- * second.
+ * after each hundredth of them, as progress and with --write as the curve in docs/soak.svg. Says how the last quarter lies
+ * above the second. The embedded model unless another is given.
  */
-import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { type Served, startServed } from './served.ts';
+import { wholeNumber } from './whole-number.ts';
 
 const root = path.resolve(import.meta.dirname, '..');
 const samples = 100;
@@ -20,7 +22,6 @@ interface Sample {
 function bodyOf(index: number): object {
   const words = Array.from({ length: 1 + ((index * 37) % 120) }, (_, i) => `w${(index * 13 + i * 7) % 200}`);
   return {
-    model: 'tiny',
     prompt: words.join(' '),
     max_tokens: 1 + (index % 24),
     temperature: index % 3 === 0 ? 0 : 1,
@@ -34,48 +35,45 @@ function bodyOf(index: number): object {
 const residentMebibytes = (pid: number): number =>
   Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024;
 
-export async function benchSoak([count = '10000']: readonly string[]): Promise<void> {
-  const total = Number(count);
-  const entry = path.join(root, 'runtime/cli/sluice.ts');
-  // A small cache is touched whole within the first requests: what grows afterwards is no cache.
-  const flags = ['serve', '--host=127.0.0.1', '--port=0', '--kv-cache-memory=16MiB'];
-  const program = spawn(process.execPath, [entry, ...flags], {
-    stdio: ['ignore', 'pipe', 'inherit'],
+export async function benchSoak(argv: readonly string[]): Promise<void> {
+  const { positionals, values } = parseArgs({
+    args: [...argv],
+    allowPositionals: true,
+    options: { model: { type: 'string' }, write: { type: 'boolean', default: false } },
   });
+  const total = wholeNumber('requests', positionals[0] ?? '10000');
+  console.error('loading the model ...');
+  // A small cache is touched whole within the first requests: what grows afterwards is no cache.
+  const served = await startServed([
+    '--kv-cache-memory=16MiB',
+    ...(values.model === undefined ? [] : [`--model-path=${values.model}`]),
+  ]);
   try {
-    const url = await new Promise<string>((resolve, reject) => {
-      let text = '';
-      program.stdout.on('data', (data) => {
-        if (text.length < 1e6) text += data;
-        const found = /"url":"([^"]+)"[^\n]*"msg":"ready"/.exec(text)?.[1];
-        if (found !== undefined) resolve(found);
-      });
-      program.on('exit', (code) => reject(new Error(`sluice serve ended with ${code}`)));
-    });
-    const curve = await run(url, program.pid!, total);
+    const curve = await run(served, total);
     const mean = (part: readonly Sample[]) =>
       part.reduce((sum, each) => sum + each.mebibytes, 0) / part.length;
-    const quarter = samples / 4;
+    const quarter = curve.length / 4;
     const second = mean(curve.slice(quarter, 2 * quarter));
     const last = mean(curve.slice(3 * quarter));
     console.log(
       `${total} requests: ${second.toFixed(1)} MiB resident in the second quarter, ${last.toFixed(1)} in the last, ratio ${(last / second).toFixed(3)}`,
     );
-    writeFileSync(path.join(root, 'docs/soak.svg'), chart(curve));
+    if (values.write) writeFileSync(path.join(root, 'docs/soak.svg'), chart(curve));
   } finally {
-    program.kill('SIGKILL');
+    served.close();
   }
 }
 
-async function run(url: string, pid: number, total: number): Promise<Sample[]> {
+async function run({ url, pid, model }: Served, total: number): Promise<Sample[]> {
   const curve: Sample[] = [];
+  const every = Math.ceil(total / samples);
   let next = 0;
   let done = 0;
   const client = async () => {
     while (next < total) {
       const index = next++;
       const leaves = index % 17 === 0;
-      const body = JSON.stringify(bodyOf(index));
+      const body = JSON.stringify({ model, ...bodyOf(index) });
       const signal = leaves ? AbortSignal.timeout(20) : null;
       await fetch(`${url}/v1/completions`, { method: 'POST', body, signal })
         .then((response) => response.text())
@@ -83,11 +81,14 @@ async function run(url: string, pid: number, total: number): Promise<Sample[]> {
           if (!leaves) throw error;
         });
       done++;
-      if (done % Math.ceil(total / samples) === 0)
-        curve.push({ requests: done, mebibytes: residentMebibytes(pid) });
+      if (done % every > 0) continue;
+      curve.push({ requests: done, mebibytes: residentMebibytes(pid) });
+      const now = curve.at(-1)!.mebibytes.toFixed(0);
+      process.stderr.write(`\r\x1b[K${done} of ${total} requests, ${now} MiB resident `);
     }
   };
   await Promise.all(Array.from({ length: clients }, client));
+  process.stderr.write('\r\x1b[K');
   return curve;
 }
 

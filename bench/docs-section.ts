@@ -1,0 +1,16 @@
+/** A part of docs/benchmarks.md that a benchmark writes: what stands between its two marker comments. */
+import { readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+const file = path.resolve(import.meta.dirname, '../docs/benchmarks.md');
+
+/** Replaces the section of that name. Throws where the markers are missing. */
+export function writeSection(name: string, lines: readonly string[]): void {
+  const begin = `<!-- ${name}: written by npm run bench -- ${name} --write -->`;
+  const end = `<!-- end of ${name} -->`;
+  const text = readFileSync(file, 'utf8');
+  const from = text.indexOf(begin);
+  const to = text.indexOf(end);
+  if (from < 0 || to < 0) throw new Error(`${file} lacks the lines ${begin} and ${end}`);
+  writeFileSync(file, [text.slice(0, from) + begin, '', ...lines, '', text.slice(to)].join('\n'));
+}
