@@ -112,6 +112,19 @@ test('the dashboards ask for metrics that there are', async (t) => {
   assert.ok(asked.length >= panels.length);
 });
 
+test('models go out as the values say: anywhere, nowhere, by rules', (t) => {
+  const policies = (...args: string[]) =>
+    renderChart(t, 'sluice', ['--set=networkPolicy.runtime.namespaces={a}', ...args])
+      .filter(({ kind, metadata }) => kind === 'NetworkPolicy' && metadata.namespace === 'a')
+      .map(({ spec }) => [spec.policyTypes, spec.egress]);
+  const requests = [['Ingress'], undefined];
+  const rules = [{ ports: [{ port: 443 }] }];
+  const by = (egress: unknown) => `--set-json=networkPolicy.runtime.egress=${JSON.stringify(egress)}`;
+  assert.deepEqual(policies(), [requests]);
+  assert.deepEqual(policies(by([])), [requests, [['Egress'], []]]);
+  assert.deepEqual(policies(by(rules)), [requests, [['Egress'], rules]]);
+});
+
 test('the chart of definitions holds the CRD as it is generated, kept on uninstall', (t) => {
   const [crd, ...rest] = renderChart(t, 'sluice-crds');
   assert.deepEqual(rest, []);
@@ -126,6 +139,14 @@ const renderings: Record<string, string[]> = {
     '--set=networkPolicy.runtime.namespaces={default,kube-public},networkPolicy.operator.apiServerPorts={443,6443}',
     '--set=networkPolicy.runtime.from[0].namespaceSelector.matchLabels.team=a',
     '--set=networkPolicy.operator.from[0].podSelector.matchLabels.app=prometheus',
+  ],
+  'network policies for models that go nowhere': [
+    '--set=networkPolicy.runtime.namespaces={default}',
+    '--set-json=networkPolicy.runtime.egress=[]',
+  ],
+  'network policies for models of a hub': [
+    '--set=networkPolicy.runtime.namespaces={default}',
+    '--set-json=networkPolicy.runtime.egress=[{"ports":[{"port":443,"protocol":"TCP"}]}]',
   ],
   'some namespaces': ['--set=watchNamespaces={default,kube-public}'],
   'everything set': [
