@@ -4,6 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
+import { setFlagsFromString } from 'node:v8';
 import type { Logger } from 'pino';
 import type { OperatorConfig } from '../config.ts';
 import { systemClock } from '../controller/clock.ts';
@@ -29,8 +30,9 @@ export interface OperatorParts {
   readonly signal: AbortSignal;
 }
 
-/** Throws when a port is taken. */
+/** Throws when a port is taken. For a process of its own: it sets how V8 keeps its heap. */
 export async function runOperator({ config, client, namespace, log, signal }: OperatorParts): Promise<void> {
+  keepHeapSmall();
   const clock = systemClock;
   const random = Math.random;
   const metrics = new OperatorMetrics();
@@ -114,4 +116,14 @@ export async function runOperator({ config, client, namespace, log, signal }: Op
     await Promise.all([...watching, ...servers.map((server) => server.close())]);
   }
   log.info({ identity }, 'operator stopped');
+}
+
+/**
+ * What is read once and dropped (10,000 pods of others, page by page) makes V8's young heap grow to 64 MB and its old one
+ * to twice what lives, and neither shrinks: 144 MB for those pods, and 20 so. Collecting more often costs little
+ * where almost nothing is computed.
+ */
+function keepHeapSmall(): void {
+  setFlagsFromString('--semi-space-growth-factor=1');
+  setFlagsFromString('--heap-growing-percent=30');
 }

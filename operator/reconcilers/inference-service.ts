@@ -120,12 +120,11 @@ async function readWorld(key: string, options: ReconcilerOptions): Promise<World
     now: now(),
     ...(cluster === undefined ? {} : { cluster }),
   });
-  for (const wanted of wantedChildren(world())) {
-    const id = `${wanted.kind}/${wanted.name}`;
-    if (children.has(id)) continue;
-    const live = await client.get(childTypes[wanted.kind]!, { namespace, name: wanted.name });
-    if (live !== undefined) children.set(id, live);
-  }
+  const unseen = wantedChildren(world()).filter((wanted) => !children.has(`${wanted.kind}/${wanted.name}`));
+  const found = await Promise.all(
+    unseen.map((wanted) => client.get(childTypes[wanted.kind]!, { namespace, name: wanted.name })),
+  );
+  for (const live of found) if (live !== undefined) children.set(`${live.kind}/${live.metadata.name}`, live);
   return world();
 }
 

@@ -30,6 +30,9 @@ export type SourceOptions = Pick<ReflectorOptions, 'client' | 'clock' | 'random'
 
 const byService = 'service';
 
+/** Objects in one answer: what is not yet parsed, not yet trimmed and not yet collected is all in memory at once. */
+const pageSize = 100;
+
 export class Sources {
   readonly #services: Reflector[] = [];
   readonly #children = new Map<string, Reflector[]>();
@@ -43,6 +46,7 @@ export class Sources {
       const observed = metrics?.(type.plural);
       return new Reflector({
         ...shared,
+        pageSize,
         type,
         ...(observed === undefined ? {} : { metrics: observed }),
         ...(namespace === undefined ? {} : { namespace }),
