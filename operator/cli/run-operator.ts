@@ -71,6 +71,7 @@ export async function runOperator({ config, client, namespace, log, signal }: Op
         onWrite: (verb, kind) => metrics.childWritten(verb, kind),
       }),
       workers: config.workers,
+      ready: sources.capacityTried,
       clock,
       random,
       log,

@@ -44,6 +44,8 @@ export interface ControllerOptions extends WorkQueueOptions {
   readonly reconcile: Reconcile;
   /** Keys in work at the same time. Default 4. */
   readonly workers?: number;
+  /** Work does not begin before this; must not reject. */
+  readonly ready?: Promise<unknown>;
   /** How long a stop waits for reconciles in work, whose signal has aborted. Default 10 s. */
   readonly drainTimeoutMs?: number;
   readonly log: Log;
@@ -91,7 +93,8 @@ export class Controller {
       if (signal.aborted) resolve();
       signal.addEventListener('abort', () => resolve(), { once: true });
     });
-    await Promise.race([stopped, Promise.all(Array.from(this.#reflectors, ({ synced }) => synced))]);
+    const synced = Array.from(this.#reflectors, (each) => each.synced);
+    await Promise.race([stopped, Promise.all([...synced, this.#options.ready])]);
     if (!signal.aborted) {
       log.info({ controller: name, workers, keys: this.#queue.depth }, 'controller started');
       for (let worker = 0; worker < workers; worker += 1) void this.#work(signal);

@@ -62,6 +62,7 @@ export class Reflector {
   readonly #store: Store;
   readonly #handlers = new Set<ChangeHandler>();
   readonly #synced = Promise.withResolvers<void>();
+  readonly #tried = Promise.withResolvers<void>();
   #hasSynced = false;
   /** Where to watch from; undefined when only a list can tell. */
   #position: string | undefined;
@@ -90,6 +91,11 @@ export class Reflector {
     return this.#synced.promise;
   }
 
+  /** Resolves when the first list is in the store, or has failed once; never rejects. */
+  get tried(): Promise<void> {
+    return this.#tried.promise;
+  }
+
   /** The handler first gets what is in the store as added. The result ends the subscription. */
   subscribe(handler: ChangeHandler): () => void {
     // The same function may be subscribed twice.
@@ -105,9 +111,11 @@ export class Reflector {
     while (!signal.aborted) {
       try {
         if (this.#position === undefined) await this.#list(signal);
+        this.#tried.resolve();
         await this.#watch(signal);
       } catch (error) {
         if (signal.aborted) break;
+        this.#tried.resolve();
         const delayMs = this.#recover(error);
         if (delayMs > 0) {
           const { plural } = this.type;

@@ -37,7 +37,7 @@ export class Sources {
   readonly #services: Reflector[] = [];
   readonly #children = new Map<string, Reflector[]>();
   readonly #pods: Reflector[] = [];
-  /** Of the whole cluster, for capacity: nothing waits for them, since the operator may not be allowed to see them. */
+  /** Of the whole cluster, for capacity; the operator may not be allowed to see it. */
   readonly #cluster: ReturnType<typeof clusterReflectors> | undefined;
 
   constructor(options: SourceOptions) {
@@ -69,9 +69,17 @@ export class Sources {
     this.#cluster = namespaces.length > 0 ? undefined : clusterReflectors(reflector);
   }
 
-  /** To be run, and not to be waited for. */
+  /** To be run, and to be waited for no longer than until `capacityTried`. */
   get capacityReflectors(): readonly Reflector[] {
     return this.#cluster === undefined ? [] : Object.values(this.#cluster);
+  }
+
+  /**
+   * Resolves when all that capacity is estimated from was seen or refused: a rollout decided before would be decided as if
+   * nothing could be known.
+   */
+  get capacityTried(): Promise<unknown> {
+    return Promise.all(this.capacityReflectors.map((each) => each.tried));
   }
 
   /** Undefined while it is not all seen: half a view would count GPUs as free that are not. */
