@@ -336,9 +336,11 @@ export class Container {
       const { image: name } = this.#spec;
       const image = findImage(this.#context.images, name);
       if (!image) {
-        const cause = `image "${name}" is not in this process node's table of images`;
+        // The words that containerd has for it, and then our own.
         const known = Object.keys(this.#context.images).join(', ');
-        const message = `failed to pull and unpack ${cause}; known are: ${known}`;
+        const message =
+          `rpc error: code = NotFound desc = failed to pull and unpack image "${name}": not found ` +
+          `in this process node's table of images; known are: ${known}`;
         this.#set({ waiting: { reason: 'ErrImagePull', message } });
         record({ type: 'Warning', reason: 'Failed', message: `Failed to pull image "${name}": ${message}` });
         record({ type: 'Warning', reason: 'Failed', message: 'Error: ErrImagePull' });

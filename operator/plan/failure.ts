@@ -25,6 +25,8 @@ export interface FailureInput {
   readonly progressedAt: Date;
   /** There is a revision to return to: then what no waiting cures is not waited for. */
   readonly canReturn: boolean;
+  /** Fewer pods serve than were promised: what is waited costs requests. */
+  readonly lacking: boolean;
   readonly now: Date;
 }
 
@@ -35,8 +37,14 @@ export interface FailureFinding {
 
 /** Crashes that make a loop: the third start has failed too. */
 const crashLoopRestarts = 2;
-/** Registries have bad moments; a name that is no image's has none. */
+/**
+ * Registries have bad moments, and images may be pushed a little late; a name that is no image's has no such hope. While
+ * pods are lacking, a registry's word that it does not have the image is enough.
+ */
 const imagePullGraceMs = 60_000;
+/** That word, as containerd, CRI-O, Docker and the kubelet pass it on. */
+const imageAbsent =
+  /code = NotFound|: not found|manifest unknown|name unknown|does not exist|is not present with pull policy/i;
 
 export function findFailure(input: FailureInput): FailureFinding {
   const { target, policy, last, complete, now } = input;
@@ -50,8 +58,7 @@ export function findFailure(input: FailureInput): FailureFinding {
   if (known !== undefined) return { failure: known };
   if (policy.paused || target.deployment === undefined) return {};
   const trouble = worstTrouble(target.pods, target.deployment);
-  const hopeless =
-    trouble === undefined || !input.canReturn ? undefined : hopelessInMs(trouble, target.pods, now);
+  const hopeless = trouble === undefined || !input.canReturn ? undefined : hopelessInMs(trouble, input);
   if (trouble !== undefined && hopeless !== undefined && hopeless <= 0)
     return { failure: { revision, reason: trouble.reason, message: trouble.message } };
   const leftMs = policy.progressDeadlineMs - (now.getTime() - input.progressedAt.getTime());
@@ -67,13 +74,18 @@ export function findFailure(input: FailureInput): FailureFinding {
 }
 
 /** In how long waiting is of no more use; undefined where it may be. */
-function hopelessInMs(trouble: Trouble, pods: readonly AnyObject[], now: Date): number | undefined {
+function hopelessInMs(
+  trouble: Trouble,
+  { target: { pods }, lacking, now }: FailureInput,
+): number | undefined {
   if (trouble.reason === 'RuntimeConfigRejected') return 0;
   if (trouble.reason === 'CrashLoop')
     return Math.max(0, ...pods.map(restarts)) >= crashLoopRestarts ? 0 : undefined;
   if (trouble.reason !== 'ImagePullFailed') return undefined;
-  if (pods.some((pod) => waitingReasons(pod).includes('InvalidImageName'))) return 0;
-  const failing = pods.filter((pod) => waitingReasons(pod).length > 0);
+  const waits = pods.flatMap(waiting);
+  if (waits.some(({ reason }) => reason === 'InvalidImageName')) return 0;
+  if (lacking && waits.some(({ message = '' }) => imageAbsent.test(message))) return 0;
+  const failing = pods.filter((pod) => waiting(pod).length > 0);
   const oldest = Math.min(...failing.map((pod) => Date.parse(pod.metadata.creationTimestamp ?? '')));
   return Number.isFinite(oldest) ? imagePullGraceMs - (now.getTime() - oldest) : 0;
 }
@@ -87,6 +99,6 @@ function restarts(pod: AnyObject): number {
   return Math.max(0, ...containers(pod).map((each) => Number(each.restartCount ?? 0)));
 }
 
-function waitingReasons(pod: AnyObject): string[] {
-  return containers(pod).flatMap((each) => each.state?.waiting?.reason ?? []);
+function waiting(pod: AnyObject): { readonly reason?: string; readonly message?: string }[] {
+  return containers(pod).flatMap((each) => each.state?.waiting ?? []);
 }

@@ -85,9 +85,10 @@ interface Counts {
 }
 
 export function decideRollout(input: RolloutInput): RolloutDecision {
-  const { target, stable, policy, replicas: wanted, last, now } = input;
+  const { target, stable, others, policy, replicas: wanted, last, now } = input;
   const canReturn = stable !== undefined && stable.name !== target.name;
   const progressedAt = progressOf(input);
+  const serving = [target, ...(canReturn ? [stable] : []), ...others];
   const { failure, requeueAfterMs: deadlineMs } =
     wanted > 0 && (canReturn || stable === undefined)
       ? findFailure({
@@ -97,6 +98,8 @@ export function decideRollout(input: RolloutInput): RolloutDecision {
           last,
           progressedAt,
           canReturn,
+          lacking:
+            sum(serving.map((each) => each.pods.filter(isReady).length)) < wanted - policy.maxUnavailable,
           now,
         })
       : {};
