@@ -267,7 +267,7 @@ class Rollout {
     const endsAll = counts.olds.every((each) => each === 0) && this.#olds.some((each) => each.ready > 0);
     if (this.#ready === 0 && endsAll)
       return this.#announce('MaxUnavailable', 'maxUnavailable lets all pods end before new ones are ready');
-    return this.#step('moving', counts, this.#words(capacity, room.pods, counts), stuck.ripeInMs);
+    return this.#step('moving', counts, this.#words(counts.goal), stuck.ripeInMs);
   }
 
   /** All new pods for which there is room, and every old one stays. */
@@ -376,14 +376,22 @@ class Rollout {
     return this.#step('gapAnnounced', counts, words);
   }
 
-  /** The first words of a rollout stay: what is free moves with every pod. */
-  #words(capacity: Capacity, room: number, counts: Counts): Words {
+  /**
+   * The first words of a rollout stay: what is free moves with every pod. Where they were lost (the write after the first
+   * pods failed, or the process ended before it), they are what they would have been without those pods.
+   */
+  #words(goal: number): Words {
     const before = this.lastWords();
     if (before.decision === 'Surge' || before.decision === 'PartialSurge') return before;
+    const own = new Set(this.#goal.pods.map((pod) => pod.metadata.name));
+    const capacity = this.#input.capacity(this.#input.targetSpec, own);
+    const places = Math.max(this.#bound, this.#room(capacity).pods);
     // Old pods that are no use end; that is no decision about new ones yet.
-    if (room === 0 && counts.goal === this.#current) return before;
-    const asked = this.#wanted + this.#input.policy.maxSurge - sum(counts.olds) - this.#bound;
-    const partial = room < Math.min(asked, this.#wanted - this.#bound);
+    if (places === 0 && goal === this.#current) return before;
+    const { maxSurge, maxUnavailable } = this.#input.policy;
+    const olds = sum(this.#olds.map((each) => each.current));
+    const asked = this.#wanted + maxSurge - Math.min(olds, Math.max(0, this.#wanted - maxUnavailable));
+    const partial = places < Math.min(asked, this.#wanted);
     if (this.#input.policy.mayGrow)
       return {
         decision: 'Surge',
@@ -397,7 +405,11 @@ class Rollout {
         message: `${capacity.message}: new pods start beside the old ones`,
       };
     return partial
-      ? { decision: 'PartialSurge', reason: 'FewFreeGPUs', message: `${capacity.message}: surge by ${room}` }
+      ? {
+          decision: 'PartialSurge',
+          reason: 'FewFreeGPUs',
+          message: `${capacity.message}: surge by ${places}`,
+        }
       : { decision: 'Surge', reason: 'FreeGPUs', message: `${capacity.message}: surge` };
   }
 
