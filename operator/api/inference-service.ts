@@ -272,7 +272,9 @@ const rolloutSchema = z
       .min(1)
       .max(604_800)
       .exactOptional()
-      .describe('A rollout in which no further pod has become ready for so long has failed; absent: 1800.'),
+      .describe(
+        'A rollout in which no further pod has become ready for so long has failed; absent: ten minutes more than the startup probe of its pods allows, which follows from the bytes of the weights.',
+      ),
     paused: z.boolean().exactOptional().describe('A rollout stays where it is.'),
     rollbackTo: z
       .string()

@@ -17,6 +17,7 @@ import {
 import { revisionDeployment } from '../resources/deployment.ts';
 import { appliedAnnotation } from '../resources/labels.ts';
 import { podDisruptionBudget } from '../resources/pod-disruption-budget.ts';
+import { startupSecondsOf } from '../resources/pod-template.ts';
 import { clusterService } from '../resources/service.ts';
 import { type Capacity, estimateCapacity, type PodSpec } from './capacity.ts';
 import { checkpointLimits } from './checkpoint-limits.ts';
@@ -152,7 +153,13 @@ function planSpec(
     .filter((name) => name !== targetName && name !== stable?.name)
     .map((name) => stateOf(world, name));
   const generation = service.metadata.generation ?? 0;
-  const policy = policyOf(spec, replicas, last.rollout?.hold, generation);
+  const policy = policyOf(
+    spec,
+    replicas,
+    last.rollout?.hold,
+    generation,
+    startupSecondsOf(podSpecOf(record)),
+  );
   const rollout = decideRollout({
     target: state,
     targetSpec: podSpecOf(record),

@@ -22,12 +22,18 @@ export interface Policy {
 
 export const defaultHistoryLimit = 5;
 export const defaultTrackIntervalSeconds = 300;
+/** Where the template does not say how long its pods may take to start. */
+const unknownDeadlineSeconds = 1800;
+/** Beyond that: for the scheduler, volumes and the image. */
+const beforeStartSeconds = 600;
 
 export function policyOf(
   { rollout = {} }: InferenceServiceSpec,
   replicas: number,
   hold: RolloutStatus['hold'],
   generation: number,
+  /** How long the pods of the wanted revision may take to start, by their template. */
+  startupSeconds: number | undefined,
 ): Policy {
   const { capacity = {} } = rollout;
   const maxSurge = amount(rollout.maxSurge ?? 1, replicas, Math.ceil);
@@ -38,7 +44,7 @@ export function policyOf(
     maxSurge,
     // As Deployments do: percentages that both come to nothing would never move.
     maxUnavailable: maxSurge === 0 && maxUnavailable === 0 ? 1 : maxUnavailable,
-    progressDeadlineMs: (rollout.progressDeadlineSeconds ?? 1800) * 1000,
+    progressDeadlineMs: (rollout.progressDeadlineSeconds ?? defaultDeadlineSeconds(startupSeconds)) * 1000,
     paused: rollout.paused === true || verb === 'Pause',
     onFailure: rollout.onFailure ?? 'Rollback',
     promotion: rollout.promotion ?? 'Automatic',
@@ -47,6 +53,11 @@ export function policyOf(
     capacityWaitMs: (capacity.waitSeconds ?? 120) * 1000,
     hold: verb,
   };
+}
+
+/** A pod that is still given time to start has not failed. */
+function defaultDeadlineSeconds(startupSeconds: number | undefined): number {
+  return startupSeconds === undefined ? unknownDeadlineSeconds : startupSeconds + beforeStartSeconds;
 }
 
 function amount(value: number | string, replicas: number, round: (value: number) => number): number {

@@ -60,6 +60,25 @@ export function podTemplate(inputs: RevisionInputs, context: TemplateContext): J
   return mergeTemplate(merged, { metadata: { labels } });
 }
 
+/** How long a template, its author's own probe included, gives a pod to start; undefined where it sets no end. */
+export function startupSecondsOf({ containers = [] }: PodSpecPart): number | undefined {
+  const probe = containers.find(({ name }) => name === runtimeContainer)?.startupProbe;
+  if (probe === undefined || probe === null) return undefined;
+  const { initialDelaySeconds = 0, periodSeconds = 10, failureThreshold = 3 } = probe;
+  return initialDelaySeconds + periodSeconds * failureThreshold;
+}
+
+interface PodSpecPart {
+  readonly containers?: readonly {
+    readonly name?: string;
+    readonly startupProbe?: {
+      readonly initialDelaySeconds?: number;
+      readonly periodSeconds?: number;
+      readonly failureThreshold?: number;
+    } | null;
+  }[];
+}
+
 /** Only what the author wrote: the runtime's defaults are the runtime's own. */
 function runtimeArgs(inputs: RevisionInputs): string[] {
   const { model, quantization, runtime: { extraArgs = [], ...options } = {} } = inputs;

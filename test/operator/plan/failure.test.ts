@@ -1,4 +1,4 @@
-/** How long a revision whose image cannot be pulled is waited for. */
+/** How long a revision is waited for: one whose image cannot be pulled, and one that gets nowhere. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { findFailure } from '../../../operator/plan/failure.ts';
@@ -59,7 +59,7 @@ for (const [name, { messages, reason = 'ErrImagePull', lacking, leftMs }] of Obj
       const { failure, requeueAfterMs = 0 } = findFailure({
         target: { name: 'chat-2', deployment, pods: [pod], terminatingPods: 0 },
         complete: false,
-        policy: policyOf({} as never, 1, undefined, 1),
+        policy: policyOf({} as never, 1, undefined, 1, undefined),
         last: {},
         progressedAt: now,
         canReturn: true,
@@ -69,4 +69,15 @@ for (const [name, { messages, reason = 'ErrImagePull', lacking, leftMs }] of Obj
       assert.equal(requeueAfterMs, leftMs, message);
       assert.equal(failure?.reason, leftMs === 0 ? 'ImagePullFailed' : undefined, message);
     }
+  });
+
+const deadlines: Record<string, [object, number | undefined, number]> = {
+  'ten minutes more than the pods may take to start': [{}, 3600, 4200],
+  'half an hour where pods may take for ever': [{}, undefined, 1800],
+  'as asked': [{ rollout: { progressDeadlineSeconds: 5 } }, 3600, 5],
+};
+for (const [name, [spec, startupSeconds, seconds]] of Object.entries(deadlines))
+  test(`the deadline: ${name}`, () => {
+    const policy = policyOf(spec as never, 1, undefined, 1, startupSeconds);
+    assert.equal(policy.progressDeadlineMs, seconds * 1000);
   });

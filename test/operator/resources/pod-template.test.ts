@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { InferenceServiceSpec } from '../../../operator/api/inference-service.ts';
 import { revisionInputs } from '../../../operator/api/revision.ts';
-import { podTemplate } from '../../../operator/resources/pod-template.ts';
+import { podTemplate, startupSecondsOf } from '../../../operator/resources/pod-template.ts';
 import { resolveJob } from '../../../operator/resources/resolve-job.ts';
 import { loadConfig, runtimeOptions } from '../../../runtime/config.ts';
 
@@ -111,13 +111,25 @@ test('the probes ask what the runtime answers, on the port named http', () => {
     { path: '/livez', port: 'http', scheme: 'HTTP' },
   ]);
   assert.deepEqual(ports, [{ name: 'http', containerPort: 8000, protocol: 'TCP' }]);
-  assert.ok(startupProbe.periodSeconds * startupProbe.failureThreshold >= 1800);
   // The last pod that ends is sent to until it is unready; then it still takes requests for --shutdown-delay.
   assert.ok(
     2 * readinessProbe.periodSeconds * readinessProbe.failureThreshold <=
       runtimeOptions.shutdownDelay.default,
   );
 });
+
+const probe = (startupProbe: object | null): Partial<InferenceServiceSpec> => ({
+  template: { spec: { containers: [{ name: 'runtime', startupProbe }] } },
+});
+const startupTimes: Record<string, [Partial<InferenceServiceSpec>, number | undefined]> = {
+  'nothing is known of the checkpoint: an hour': [{}, 3600],
+  "the author's own": [probe({ initialDelaySeconds: 7, periodSeconds: 5, failureThreshold: 10 }), 57],
+  'the author wants no end': [probe(null), undefined],
+};
+for (const [name, [spec, seconds]] of Object.entries(startupTimes))
+  test(`time to start: ${name}`, () => {
+    assert.equal(startupSecondsOf(render(spec).spec), seconds);
+  });
 
 test('the template of the author wins, but never over the labels that the selectors need', () => {
   const { metadata, spec } = render({
