@@ -11,6 +11,8 @@ import { type PodLook, ready } from './pretend-kubelet.ts';
 export interface GpuNodes {
   /** How pods that are bound look; undefined leaves one as it is. */
   look: PodLook;
+  /** A container takes its time to end: so many looks at it, about 100 ms apart. */
+  turnsToEnd: number;
 }
 
 /** `gpus` by the node's name. */
@@ -19,7 +21,7 @@ export async function gpuNodes(
   client: KubeClient,
   gpus: Readonly<Record<string, number>>,
 ): Promise<GpuNodes> {
-  const nodes: GpuNodes = { look: ready };
+  const nodes: GpuNodes = { look: ready, turnsToEnd: 5 };
   for (const [name, count] of Object.entries(gpus)) {
     await client.create(resources.nodes, { apiVersion: 'v1', kind: 'Node', metadata: { name } });
     await heartbeat(client, name, count);
@@ -46,18 +48,15 @@ export async function gpuNodes(
   return nodes;
 }
 
-const turnsToEnd = 5;
-
 async function step(
   client: KubeClient,
   pod: KubeObject,
-  { look }: GpuNodes,
+  { look, turnsToEnd }: GpuNodes,
   seen: Map<string, string>,
   ending: Map<string, number>,
 ): Promise<void> {
   const { name, namespace = '', uid = '', deletionTimestamp } = pod.metadata;
   if (deletionTimestamp !== undefined) {
-    // A container takes its time to end.
     const turns = (ending.get(uid) ?? 0) + 1;
     ending.set(uid, turns);
     if (turns < turnsToEnd) return;

@@ -66,6 +66,22 @@ export class ServiceUnderTest {
     await this.client.mergePatch(type, this, { spec: patch });
   }
 
+  /** What a person asks of the rollout, as the command line writes it. */
+  async hold(verb: 'Pause' | 'Promote' | 'Abort' | 'Retry'): Promise<void> {
+    const { apiVersion, kind, metadata } = await this.get();
+    const hold = { verb, generation: metadata.generation! };
+    await this.client.apply(
+      type,
+      {
+        apiVersion,
+        kind,
+        metadata: { name: this.name, namespace: this.namespace },
+        status: { rollout: { hold } },
+      },
+      { fieldManager: 'sluice-cli', subresource: 'status', force: true },
+    );
+  }
+
   async remove(): Promise<void> {
     await this.client.remove(type, this);
   }
@@ -92,7 +108,13 @@ export class ServiceUnderTest {
   }
 
   async children(
-    kind: 'deployments' | 'services' | 'controllerRevisions' | 'pods' | 'replicaSets',
+    kind:
+      | 'deployments'
+      | 'services'
+      | 'controllerRevisions'
+      | 'pods'
+      | 'podDisruptionBudgets'
+      | 'replicaSets',
   ): Promise<KubeObject[]> {
     const { items } = await this.client.list(resources[kind], {
       namespace: this.namespace,

@@ -5,13 +5,13 @@
  */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { resources } from '../../../operator/kube/client.ts';
 import { controlPlane } from '../../support/control-plane.ts';
 import { type GpuNodes, gpuNodes } from '../../support/gpu-nodes.ts';
 import { installCrd, minimalSpec, ServiceUnderTest } from '../../support/inference-services.ts';
 import { startOperator, until } from '../../support/operator-process.ts';
 import { crashing, imageMissing, type PodLook, ready } from '../../support/pretend-kubelet.ts';
+import { ServingPods } from '../../support/serving-pods.ts';
 
 const spec = {
   ...minimalSpec,
@@ -24,8 +24,7 @@ const spec = {
 interface Stage {
   readonly nodes: GpuNodes;
   readonly service: ServiceUnderTest;
-  /** The fewest ready pods since it was asked for the first time. */
-  readonly fewest: () => number;
+  readonly pods: ServingPods;
 }
 
 async function stage(
@@ -48,25 +47,8 @@ async function stage(
   t.after(() => operator.end('SIGKILL'));
   const service = await ServiceUnderTest.create(client, namespace, 'chat', first);
   await service.ready();
-  let fewest = Number.POSITIVE_INFINITY;
-  let over = false;
-  const watching = (async () => {
-    while (!over) {
-      const pods = await service.children('pods');
-      const serving = pods.filter(
-        (pod) =>
-          pod.metadata.deletionTimestamp === undefined &&
-          pod.status?.conditions?.some((each: any) => each.type === 'Ready' && each.status === 'True'),
-      );
-      fewest = Math.min(fewest, serving.length);
-      await sleep(50);
-    }
-  })();
-  t.after(async () => {
-    over = true;
-    await watching;
-  });
-  return { nodes, service, fewest: () => fewest };
+  const pods = await ServingPods.watch(t, client, namespace);
+  return { nodes, service, pods };
 }
 
 test('a full node: announced, recreated in place, no deadlock', async (t) => {
@@ -85,12 +67,12 @@ test('a full node: announced, recreated in place, no deadlock', async (t) => {
 });
 
 test('eight GPUs: a surge, and there is always a ready pod', async (t) => {
-  const { service, fewest } = await stage(t, 8);
+  const { service, pods } = await stage(t, 8);
   await service.edit({ model: { path: '/tiny2' } });
   const { rollout } = await service.ready();
   assert.equal(rollout.decision, 'Surge');
   assert.match(rollout.message, /4 of 8 free/);
-  assert.ok(fewest() >= 1);
+  assert.ok(pods.fewest >= 1);
 });
 
 const failures: Record<string, { look: PodLook; reason: string; says: RegExp }> = {
@@ -108,7 +90,7 @@ const failures: Record<string, { look: PodLook; reason: string; says: RegExp }> 
 };
 
 test('a revision that fails is rolled back while the stable one serves, and a retry tries it again', async (t) => {
-  const { service, nodes, fewest } = await stage(t, 8);
+  const { service, nodes, pods } = await stage(t, 8);
   const { currentRevision: stable } = await service.ready();
   let look: PodLook = ready;
   nodes.look = (pod) => (pod.metadata.labels?.['sluice.dev/revision'] === stable ? ready(pod) : look(pod));
@@ -128,33 +110,22 @@ test('a revision that fails is rolled back while the stable one serves, and a re
       assert.equal((await service.children('deployments')).length, 1);
     });
   }
-  assert.ok(fewest() >= 1);
+  assert.ok(pods.fewest >= 1);
   look = ready;
-  const { metadata } = await service.get();
-  const hold = { verb: 'Retry', generation: metadata.generation };
-  await service.client.apply(
-    resources.inferenceServices,
-    {
-      apiVersion: 'sluice.dev/v1alpha1',
-      kind: 'InferenceService',
-      metadata: { name: 'chat', namespace: service.namespace },
-      status: { rollout: { hold } },
-    } as any,
-    { fieldManager: 'sluice-cli', subresource: 'status', force: true },
-  );
+  await service.hold('Retry');
   const status = await service.ready();
   assert.notEqual(status.currentRevision, stable);
   assert.equal(status.rollout.hold, undefined, 'done, though another manager wrote it');
 });
 
 test('an image that is not there is rolled back', async (t) => {
-  const { service, nodes, fewest } = await stage(t, 8);
+  const { service, nodes, pods } = await stage(t, 8);
   nodes.look = (pod) => (pod.spec.containers[0].image === 'missing:1' ? imageMissing(pod) : ready(pod));
   await service.edit({ image: 'missing:1' });
   await service.condition('Reconciling', 'True', 'ImagePullFailed');
   const { message } = await service.condition('Stalled', 'True', 'RolledBack');
   assert.match(message, /ImagePullFailed: .*"missing:1"/);
-  assert.ok(fewest() >= 1);
+  assert.ok(pods.fewest >= 1);
 });
 
 test('a branch of the hub: pinned by a Job, tracked when asked, and undone although it has moved', async (t) => {
@@ -172,7 +143,7 @@ test('a branch of the hub: pinned by a Job, tracked when asked, and undone altho
     };
   };
   const model = { path: 'org/tiny' };
-  const { service, fewest } = await stage(t, 8, { model, gpus: 1 }, look);
+  const { service, pods } = await stage(t, 8, { model, gpus: 1 }, look);
   const { currentRevision: first } = await service.ready();
   const commitOf = async () => {
     const { status } = await service.get();
@@ -185,5 +156,5 @@ test('a branch of the hub: pinned by a Job, tracked when asked, and undone altho
   await service.edit({ rollout: { rollbackTo: first } });
   await until('the first serves again', async () => (await commitOf()) === 'a'.repeat(40));
   await service.ready();
-  assert.ok(fewest() >= 1);
+  assert.ok(pods.fewest >= 1);
 });
