@@ -110,7 +110,7 @@ describe('a revision that fails under 10 requests a second', { skip }, () => {
   });
   const allAnswered = (t: TestContext, outcomes: readonly Outcome[]) => {
     const [count] = countAnswers(outcomes, [answers.tiny]);
-    t.diagnostic(`${count} answers, ${outcomes.filter(({ refused }) => refused).length} refused`);
+    t.diagnostic(`${count} answers`);
   };
 
   test('beside two that serve: no request fails, whatever it fails of, and only a retry tries it again', async (t) => {
@@ -170,11 +170,9 @@ describe('a revision that fails under 10 requests a second', { skip }, () => {
     const after = traffic.outcomes.length;
     await until('the old one answers again', () => traffic.outcomes.length >= after + 10);
     const outcomes = await traffic.stop();
-    assert.ok(outcomes.some(({ refused }) => refused));
-    // Whoever was let in got the whole answer.
-    allAnswered(
-      t,
-      outcomes.filter(({ refused }) => !refused),
-    );
+    const letIn = outcomes.filter(({ refused }) => !refused);
+    assert.ok(letIn.length < outcomes.length, 'the gap was one');
+    t.diagnostic(`${outcomes.length - letIn.length} refused`);
+    allAnswered(t, letIn);
   });
 });
