@@ -14,7 +14,7 @@ import type { TestContext } from 'node:test';
 import type { ControlPlane } from '../../local/control-plane.ts';
 import { Credentials } from '../../operator/kube/credentials.ts';
 
-export interface Cut {
+interface Cut {
   /** From 1. */
   readonly change: number;
   readonly side: 'before' | 'after';
