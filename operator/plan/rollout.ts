@@ -196,8 +196,11 @@ class Rollout {
         this.lastWords(),
       );
     if (policy.paused) return this.frozen('paused', this.lastWords());
-    if (this.#promoted && isComplete(this.#goal, this.#wanted))
-      return this.#step('moving', { goal: this.#wanted, olds: this.#olds.map(() => 0) }, this.lastWords());
+    if (this.#promoted && isComplete(this.#goal, this.#wanted)) {
+      const words = this.lastWords();
+      const said = words.decision === undefined ? this.#words(this.#wanted) : words;
+      return this.#step('moving', { goal: this.#wanted, olds: this.#olds.map(() => 0) }, said);
+    }
     if (this.#gapAnnounced) return this.#makeRoom();
     if (policy.strategy === 'Recreate') return this.#announce('StrategyRecreate', 'the strategy is Recreate');
     return this.#surge();
