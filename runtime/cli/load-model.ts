@@ -4,6 +4,7 @@ import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import type { RuntimeConfig } from '../config.ts';
 import { planRanks } from '../driver/device.ts';
+import { availableBytes } from '../engine/kv-size.ts';
 import { SluiceError } from '../errors.ts';
 import { LLM } from '../llm.ts';
 import { parseModel } from '../models/registry.ts';
@@ -147,21 +148,33 @@ function weightQuantization({
   );
 }
 
-/** Throws `checkpoint_unsupported` with everything that stands against running the checkpoint as asked. */
+/**
+ * Throws `checkpoint_unsupported` with everything that stands against running the checkpoint as asked, or
+ * `memory_insufficient` where only memory does: before it is loaded, for a container that takes more is killed unheard.
+ */
 function checkWish(checkpoint: Checkpoint, config: RuntimeConfig): void {
   const { spec } = parseModel(checkpoint);
-  const { quantizationEncoding: encoding } = config;
+  const { quantizationEncoding: encoding, kvCacheMemory: kvBytes } = config;
   const ranks = planRanks(config.devices, config.threads, spec.kvHeads, availableParallelism()).devices
     .length;
   const facts = { ...spec, encoding: checkpoint.encoding, weightBytes: checkpoint.weightBytes };
-  const problems = preflight(facts, { ranks, ...(encoding === undefined ? {} : { encoding }) });
+  const problems = preflight(facts, {
+    ranks,
+    memoryBytes: availableBytes(),
+    memorySource: 'what this machine or container has left',
+    kvElementBytes: kvElementBytes[config.kvCacheDType],
+    ...(encoding === undefined ? {} : { encoding }),
+    ...(kvBytes === undefined ? {} : { kvBytes }),
+  });
   if (problems.length === 0) return;
   const wishes = encoding === undefined ? '' : ` with --quantization-encoding ${encoding}`;
   throw new SluiceError(
-    'checkpoint_unsupported',
+    problems.every(({ code }) => code === 'memory') ? 'memory_insufficient' : 'checkpoint_unsupported',
     `${checkpoint.path} cannot be run${wishes}: ${problems.map(({ message }) => message).join('; ')}`,
   );
 }
+
+const kvElementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
 /** generation_config.json's names for what a request may leave open. */
 const samplingNames = {
