@@ -110,26 +110,41 @@ describe('a rank’s thread that dies', () => {
       const preload = path.join(folder, 'preload.mjs');
       writeFileSync(preload, mortalRanks);
       try {
-        await using program = await ServeProcess.ready(['--devices=cpu:0,1'], {
+        await using program = await ServeProcess.ready(['--devices=cpu:0,1,2'], {
           NODE_OPTIONS: `--import=${preload}`,
           TEST_DEATH_SIGN: sign,
         });
-        const requests = Array.from({ length: busy ? 8 : 0 }, () =>
-          answer(program.post('/v1/completions', { ...long, n: 16 })),
-        );
-        if (busy) while ((await program.metric('sluice_requests_running')) === 0);
+        // Two of them run, the others wait.
+        const body = { ...long, n: 16 };
+        const count = busy ? 4 : 0;
+        const whole = Array.from({ length: count }, () => answer(program.post('/v1/completions', body)));
+        const streams = Array.from({ length: count }, async () => {
+          const response = await program.post('/v1/completions', { ...body, stream: true });
+          return [response.status, await response.text()] as const;
+        });
+        if (busy) {
+          while ((await program.metric('sluice_requests_running')) < 32);
+          while ((await program.metric('sluice_requests_waiting')) === 0);
+        }
         writeFileSync(sign, '');
         await program.until('/livez', 503);
-        for (const [status, body] of await Promise.all(requests)) {
+        for (const [status, { error }] of await Promise.all(whole)) {
           assert.equal(status, 500);
-          assert.equal(body.error.code, 'engine_failed');
+          assert.equal(error.code, 'engine_failed');
+        }
+        for (const [status, text] of await Promise.all(streams)) {
+          // Those that had begun have their error as the last event.
+          const last = text.trim().split('\n\n').at(-1)!;
+          const { error } = JSON.parse(status === 200 ? last.replace(/^data: /, '') : text) as Body;
+          assert.ok(status === 200 || status === 500);
+          assert.equal(error.code, 'engine_failed');
         }
         assert.equal(await program.exited, 1);
         assert.match(
           program.stdout,
-          /"reason":"[^"]*rank 1: its thread has died","msg":"the engine has failed/,
+          /"reason":"[^"]*rank [12]: its thread has died","msg":"the engine has failed/,
         );
-        assert.match(program.stderr, /^sluice: .*rank 1: its thread has died\n$/);
+        assert.match(program.stderr, /^sluice: .*rank [12]: its thread has died\n$/);
       } finally {
         rmSync(folder, { recursive: true });
       }
@@ -157,20 +172,35 @@ threads.Worker = class extends Worker {
 syncBuiltinESMExports();
 `;
 
-test('SIGTERM under load: whatever was accepted is answered whole, then exit 0', async () => {
-  await using program = await ServeProcess.ready(['--shutdown-delay=0', '--shutdown-grace=600']);
-  const bodies = Array.from({ length: 48 }, (_, i) => ({
+test('SIGTERM under load: whatever was accepted is answered whole, queued or running, then exit 0', async () => {
+  await using program = await ServeProcess.ready([
+    '--shutdown-delay=0',
+    '--shutdown-grace=600',
+    '--max-batch-size=4',
+  ]);
+  const bodies = Array.from({ length: 32 }, (_, i) => ({
     ...completion,
     prompt: `Go ${i}`,
-    max_tokens: 64,
+    max_tokens: 128,
     stream: i % 2 === 0,
   }));
   const whole = bodies.map(async (body) => {
     const response = await program.post('/v1/completions', body);
     return [response.status, await response.text()] as const;
   });
-  while ((await program.metric('sluice_requests_running')) < 32);
-  // All 48 have been taken by now or are refused in words; none may be cut.
+  // In one scrape, so that no request counts twice.
+  const counts = async () => {
+    const text = await (await program.get('/metrics')).text();
+    const count = (name: string) => Number(new RegExp(`^${RegExp.escape(`sluice_${name}`)} (\\d+)`, 'm').exec(text)?.[1] ?? 0);
+    const ended = count('choices_finished_total{reason="length"}');
+    return {
+      accepted: count('requests_running') + count('requests_waiting') + ended,
+      waiting: count('requests_waiting'),
+    };
+  };
+  while ((await counts()).accepted < 24);
+  const before = await counts();
+  assert.ok(before.waiting > 0);
   program.kill('SIGTERM');
   const answers = await Promise.all(whole);
   let served = 0;
@@ -179,8 +209,8 @@ test('SIGTERM under load: whatever was accepted is answered whole, then exit 0',
     assert.equal(status, 200);
     served++;
     if (bodies[index]!.stream) assert.ok(text.endsWith('data: [DONE]\n\n'));
-    else assert.equal(JSON.parse(text).usage.completion_tokens, 64);
+    else assert.equal(JSON.parse(text).usage.completion_tokens, 128);
   }
-  assert.ok(served >= 32);
+  assert.ok(served >= before.accepted, `${served} served of ${before.accepted}`);
   assert.equal(await program.exited, 0);
 });
