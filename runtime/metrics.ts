@@ -6,6 +6,7 @@ import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 /** What the engine's gauges show at the moment of a scrape. */
 export interface LoadSnapshot {
   readonly requestsRunning: number;
+  /** Of the engine's queue, and those whose prompts are being read. */
   readonly requestsWaiting: number;
   readonly kvBlocksUsed: number;
   readonly kvBlocksTotal: number;
@@ -97,7 +98,11 @@ export function createMetrics(
       },
     });
   gauge('sluice_requests_running', 'Sequences that are being run', (load) => load.requestsRunning);
-  gauge('sluice_requests_waiting', 'Sequences that wait for their turn', (load) => load.requestsWaiting);
+  gauge(
+    'sluice_requests_waiting',
+    'Prompts that wait to be read and sequences that wait for their turn',
+    (load) => load.requestsWaiting,
+  );
   gauge(
     'sluice_kv_blocks_used',
     'Blocks of the KV cache that running sequences hold',

@@ -103,7 +103,7 @@ class LlmBackend implements Backend {
     const { running, waiting, blocksUsed, blocksTotal, stepMs, ...counts } = this.#llm.statistics();
     return {
       requestsRunning: running,
-      requestsWaiting: waiting,
+      requestsWaiting: waiting + this.intake.pending,
       kvBlocksUsed: blocksUsed,
       kvBlocksTotal: blocksTotal,
       kvBlockTokens: blockTokens,

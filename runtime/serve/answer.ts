@@ -21,7 +21,7 @@ export type Send = (chunk: unknown) => Promise<void>;
 export function backendFor({ config, lifecycle }: ServerContext): Backend {
   const backend = lifecycle.backend();
   // The engine says so too, but only after the prompt has been tokenised.
-  const waiting = backend.load().requestsWaiting + backend.intake.pending;
+  const waiting = backend.load().requestsWaiting;
   if (waiting >= config.maxQueueSize)
     throw new SluiceError(
       'overloaded',

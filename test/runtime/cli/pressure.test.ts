@@ -191,7 +191,8 @@ test('SIGTERM under load: whatever was accepted is answered whole, queued or run
   // In one scrape, so that no request counts twice.
   const counts = async () => {
     const text = await (await program.get('/metrics')).text();
-    const count = (name: string) => Number(new RegExp(`^${RegExp.escape(`sluice_${name}`)} (\\d+)`, 'm').exec(text)?.[1] ?? 0);
+    const lines = text.split('\n').map((line) => line.split(' '));
+    const count = (name: string) => Number(lines.find(([each]) => each === `sluice_${name}`)?.[1] ?? 0);
     const ended = count('choices_finished_total{reason="length"}');
     return {
       accepted: count('requests_running') + count('requests_waiting') + ended,

@@ -44,7 +44,7 @@ export class ScriptedBackend implements Backend {
   load() {
     return {
       requestsRunning: this.running,
-      requestsWaiting: this.waiting,
+      requestsWaiting: this.waiting + this.intake.pending,
       kvBlocksUsed: this.running,
       kvBlocksTotal: 64,
       kvBlockTokens: 8,
