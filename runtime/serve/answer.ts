@@ -44,7 +44,10 @@ export async function prepareBody<K extends BodyKind>(
   const { maxLength, longestTokenBytes, vocabulary, samplingDefaults } = backend;
   const model = { servedNames, maxLength, longestTokenBytes, vocabulary, samplingDefaults };
   const bytes = request.body as Buffer | undefined;
-  const { value, unknownFields } = await backend.intake.prepare(kind, bytes, model, request.account.signal);
+  const { account } = request;
+  const { value, unknownFields } = await backend.intake
+    .prepare(kind, bytes, model, account.signal)
+    .finally(account.bodyRead);
   for (const field of unknownFields) {
     if (reported.has(field) || reported.size >= mostReported) continue;
     reported.add(field);

@@ -11,6 +11,7 @@ import Fastify, {
 import type { Logger } from 'pino';
 import { backendFor } from './answer.ts';
 import { ApiKeys } from './api-keys.ts';
+import { BodyBudget } from './body-budget.ts';
 import type { ServerContext } from './context.ts';
 import { discardBody } from './discard-body.ts';
 import { errorBody, userError } from './error-body.ts';
@@ -25,6 +26,15 @@ import { traceContext } from './trace-context.ts';
 /** Retry-After of a 503, in seconds. */
 const retrySeconds = 2;
 
+/** So many of the longest bodies may be received and read at once; of shorter ones more. */
+const bodiesAtOnce = 16;
+
+/** What a body will take; those too long are refused, and those that do not say may become the longest. */
+function bodyBytes({ headers }: FastifyRequest, most: number): number {
+  if (headers['transfer-encoding'] !== undefined) return most;
+  return Math.min(Number(headers['content-length'] ?? 0), most);
+}
+
 /** Paths that need a key when there are keys, and that are refused while the server ends. */
 const isApi = (route: string) => route.startsWith('/v1/') || route === '/tokenize' || route === '/detokenize';
 
@@ -32,6 +42,7 @@ const isApi = (route: string) => route.startsWith('/v1/') || route === '/tokeniz
 export function createApi(context: ServerContext, log: Logger): FastifyInstance {
   const { config, lifecycle } = context;
   const keys = config.apiKeyFile === undefined ? undefined : new ApiKeys(config.apiKeyFile);
+  const bodies = new BodyBudget(bodiesAtOnce * config.maxBodyBytes);
   const app = createBase(context, log);
   app.decorateRequest('account');
   app.addHook('onRequest', async (request, reply) => {
@@ -39,9 +50,9 @@ export function createApi(context: ServerContext, log: Logger): FastifyInstance 
     if (!isApi(request.routeOptions.url ?? '')) return;
     keys?.check(request.headers.authorization);
     lifecycle.admit();
-    request.account = openAccount(context, reply);
     // Whoever is refused anyway need not be listened to.
     if (request.method === 'POST') backendFor(context);
+    request.account = openAccount(context, reply, bodies.take(bodyBytes(request, config.maxBodyBytes)));
   });
   app.addHook('onSend', async (_request, reply) => {
     // Kept-alive connections would go on sending here after the proxies have been told otherwise.

@@ -18,9 +18,15 @@ export interface RequestAccount {
   /** Fires when nobody waits for the answer any more: the client, its time, or the server's. */
   readonly signal: AbortSignal;
   readonly usage: Usage;
+  /** Its prompt has been read: the body's memory is free for others. */
+  bodyRead(): void;
 }
 
-export function openAccount({ config, lifecycle }: ServerContext, reply: FastifyReply): RequestAccount {
+export function openAccount(
+  { config, lifecycle }: ServerContext,
+  reply: FastifyReply,
+  bodyRead: () => void,
+): RequestAccount {
   const controller = lifecycle.enter();
   const { requestTimeout: seconds } = config;
   const timer =
@@ -32,8 +38,9 @@ export function openAccount({ config, lifecycle }: ServerContext, reply: Fastify
         }, seconds * 1000);
   reply.raw.once('close', () => {
     clearTimeout(timer);
+    bodyRead();
     if (!reply.raw.writableFinished) controller.abort();
     lifecycle.leave(controller);
   });
-  return { signal: controller.signal, usage: emptyUsage(performance.now() - reply.elapsedTime) };
+  return { signal: controller.signal, usage: emptyUsage(performance.now() - reply.elapsedTime), bodyRead };
 }

@@ -53,6 +53,33 @@ test('with a full queue the answer comes before the body, and the connection is 
   await running.server.shutdown(0, 0);
 });
 
+test('bodies that are being received have a limit together, of which what has been read or left is free again', async () => {
+  const running = await startServer('--max-body-bytes=1KiB');
+  const backend = new ScriptedBackend();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  backend.script = pausing(promise);
+  running.server.ready(backend);
+  const body = Buffer.alloc(1024, ' ');
+  body.set(completion);
+  const slow = Array.from({ length: 16 }, () => begin(running, body.length));
+  const answers = slow.map(answered);
+  const text = JSON.stringify({ prompt: 'Hi' }).padEnd(body.length);
+  while ((await running.post('/tokenize', text)).status !== 429);
+  // One client leaves, the body of another has been read: its answer takes its time.
+  slow[0]!.destroy();
+  await assert.rejects(answers[0]!);
+  slow[1]!.end(body);
+  while (backend.running === 0) await sleep(5);
+  const more = Array.from({ length: 2 }, () => begin(running, body.length));
+  const late = more.map(answered);
+  for (const each of more) each.end(body);
+  while (backend.running < 3) await sleep(5);
+  for (const each of slow.slice(2)) each.end(body);
+  resolve();
+  for (const each of await Promise.all([...answers.slice(1), ...late])) assert.equal(each.statusCode, 200);
+  await running.server.shutdown(0, 0);
+});
+
 /** As many clients do: listens only when all has been sent. Rejects when the server closes before. */
 async function sendThenListen({ url }: Running, body: Buffer): Promise<string> {
   const { hostname, port } = new URL(url);
