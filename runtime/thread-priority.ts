@@ -7,14 +7,18 @@ import { readlinkSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-/** How much each kind of thread gives way; the event loop does not. */
+/** How much each kind of thread gives way to the event loop. */
 const niceness = { engine: 5, reading: 10 } as const;
+/** Linux has no more. */
+const highestNiceness = 19;
 
 /** Lowers the calling thread's priority, for good. */
 export function giveWay(kind: keyof typeof niceness): void {
   try {
     // The link has the thread's id; where there is no such file, threads have no priority of their own.
-    os.setPriority(Number(path.basename(readlinkSync('/proc/thread-self'))), niceness[kind]);
+    const thread = Number(path.basename(readlinkSync('/proc/thread-self')));
+    // The event loop has the priority that the process was started with: to be lower than that, not than the usual one.
+    os.setPriority(thread, Math.min(highestNiceness, os.getPriority(process.pid) + niceness[kind]));
   } catch {
     // A container may forbid it, and then all threads are equal.
   }
