@@ -14,6 +14,7 @@ import { blockProductOp } from './block-product-op.ts';
 import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
+import { groupRowsOp } from './group-rows-op.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
@@ -108,7 +109,7 @@ export async function loadRank(
     pagedAttentionOp(layers, state),
     allReduceOp(collective, state),
     ...rowInt8Ops(state),
-    ...(load.instructions === null ? [] : [blockProductOp(load.instructions, state)]),
+    ...(load.instructions === null ? [] : [blockProductOp(load.instructions, state), groupRowsOp(state)]),
   ]);
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
   const { manyRows } = prepared;

@@ -30,6 +30,10 @@ export interface InitializerSource {
   readonly costly?: boolean;
   /** The same bytes in pieces, for those who need not have them all at once. */
   chunks?(): Iterable<Uint8Array>;
+  /** The bytes are those of the initializer `of` from `offset` on, where any graph has one of that name. */
+  readonly part?: { readonly of: string; readonly offset: number };
+  /** Every rank has the same: one file for all. */
+  readonly shared?: boolean;
 }
 
 export interface Initializer extends Value {

@@ -1,11 +1,11 @@
 /**
- * Products with quantized weights by the processor's own kernels: cuts of tensors in groups of outputs
- * (weights/column-groups.ts), those that multiply the same rows in one node. Quantized tensors enter, values of the graph
- * leave. Must not know formats or instructions.
+ * Products with quantized weights by the processor's own kernels, and rows of quantized tables: cuts of tensors in groups
+ * of outputs (weights/column-groups.ts), those that multiply the same rows in one node. Quantized tensors enter, values of
+ * the graph leave. Must not know formats or instructions.
  */
 import type { GraphBuilder } from '../graph/builder.ts';
 import type { InitializerSource, Value } from '../graph/graph.ts';
-import { blockProduct } from '../graph/ops/custom.ts';
+import { blockProduct, groupRows } from '../graph/ops/custom.ts';
 import { add } from '../graph/ops/elementwise.ts';
 import { selectColumns } from '../graph/ops/shape.ts';
 import type { QuantizedTensor } from '../weights/checkpoint.ts';
@@ -29,20 +29,23 @@ import {
 } from './quantized-cut.ts';
 import { type Range, rangeSize } from './shard.ts';
 
-export interface BlockProjection {
-  /** Of the product's value. */
-  readonly name: string;
+export interface BlockCut {
   readonly tensor: QuantizedTensor;
-  /** Name of the cut, for its initializer. */
-  readonly weight: string;
+  /** Name of a cut of the tensor, for its initializer. */
+  readonly weight: (rows: Range, columns: Range) => string;
   readonly rows: Range;
   readonly columns: Range;
+}
+
+export interface BlockProjection extends BlockCut {
+  /** Of the product's value. */
+  readonly name: string;
   /** [rows]. */
   readonly bias: Value | null;
 }
 
-interface Planned {
-  readonly projection: BlockProjection;
+interface Planned<C extends BlockCut = BlockCut> {
+  readonly projection: C;
   readonly tensor: QuantizedTensor;
   readonly cut: ColumnCut;
   readonly form: GroupForm;
@@ -72,7 +75,24 @@ export function blockProjections(
   return projections.map((projection) => products.get(projection)!);
 }
 
-function plan(projection: BlockProjection): Planned {
+/**
+ * Rows of a quantized table [outputs, inputs] for ids [tokens]: [tokens, inputs] float32, dequantised as they are looked
+ * up. Products with whole groups of the table read the same bytes. The table is not permuted.
+ */
+export function blockRows(
+  builder: GraphBuilder,
+  name: string,
+  ids: Value,
+  { tensor, weight }: Pick<BlockCut, 'tensor' | 'weight'>,
+): Value {
+  const [outputs, inputs] = tensor.shape;
+  const cut = { tensor, weight, rows: { start: 0, end: outputs }, columns: { start: 0, end: inputs } };
+  const planned = plan(cut);
+  const groups = initializerOf(builder, [planned], true);
+  return groupRows(builder, name, ids, groups, { form: { ...planned.form }, outputs, inputs });
+}
+
+function plan<C extends BlockCut>(projection: C): Planned<C> {
   const tensor = withSmallerBlocks(projection.tensor, projection.columns, largestGroupBlock);
   const cut = planCut(tensor, projection.columns);
   const form = groupFormOf(tensor.layout(), {
@@ -84,8 +104,8 @@ function plan(projection: BlockProjection): Planned {
 }
 
 /** Those of one form that multiply the same columns in the same order. */
-function groupAlike(planned: readonly Planned[]): Planned[][] {
-  const groups: Planned[][] = [];
+function groupAlike<C extends BlockCut>(planned: readonly Planned<C>[]): Planned<C>[][] {
+  const groups: Planned<C>[][] = [];
   for (const each of planned) {
     const found = groups.find(([first]) => sameForm(first!, each));
     if (found === undefined) groups.push([each]);
@@ -105,7 +125,7 @@ function sameForm(left: Planned, right: Planned): boolean {
 const outputsAtOnce = 64 * groupOutputs;
 
 /** uint8 [groups, bytes of a group], of all one after the other. */
-function initializerOf(builder: GraphBuilder, alike: readonly Planned[]): Value {
+function initializerOf(builder: GraphBuilder, alike: readonly Planned[], shared = false): Value {
   const { form } = alike[0]!;
   function* chunks(): Iterable<Uint8Array> {
     for (const each of alike) {
@@ -128,10 +148,23 @@ function initializerOf(builder: GraphBuilder, alike: readonly Planned[]): Value 
       return bytes;
     },
     costly: true,
+    shared,
+    ...(alike.length === 1 ? partOfWhole(alike[0]!) : {}),
     chunks,
   };
-  const names = alike.map(({ projection }) => projection.weight).join('+');
-  return builder.initializer(`${names}.groups-${form.blockSize}`, 'uint8', shape, source);
+  const names = alike.map(({ projection: { weight, rows, columns } }) => weight(rows, columns));
+  return builder.initializer(nameOf(names.join('+'), form), 'uint8', shape, source);
+}
+
+const nameOf = (cuts: string, { blockSize }: GroupForm): string => `${cuts}.groups-${blockSize}`;
+
+/** Where the groups of some of a matrix's rows are among those of all. */
+function partOfWhole({ projection, form }: Planned): Pick<InitializerSource, 'part'> {
+  const { tensor, weight, rows, columns } = projection;
+  const [outputs] = tensor.shape;
+  if (rangeSize(rows) === outputs || rows.start % groupOutputs !== 0) return {};
+  const of = nameOf(weight({ start: 0, end: outputs }, columns), form);
+  return { part: { of, offset: groupsOf(rows.start) * groupBytesOf(form) } };
 }
 
 function pack({ tensor, cut, form }: Planned, rows: Range): Uint8Array {

@@ -165,23 +165,25 @@ function placeWeights(
     initializer.source.costly !== true && initializerBytes(initializer) <= smallBytes;
   // A name that both graphs have stands for the same bytes: a table that is looked up in and multiplied with.
   const named = new Map(initializers.map((initializer) => [initializer.name, initializer]));
+  const wholeOf = ({ source: { part } }: Initializer): Initializer | undefined =>
+    part === undefined ? undefined : named.get(part.of);
   const toCache = [...named.values()].filter(
-    (initializer) => !initializer.source.location && !small(initializer),
+    (initializer) => !initializer.source.location && !wholeOf(initializer) && !small(initializer),
   );
-  const cached = cacheWeights(
-    toCache.map((initializer) => ({
-      name: initializer.name,
-      bytes: initializerBytes(initializer),
-      chunks: () => initializer.source.chunks?.() ?? [initializer.source.read()],
-    })),
-    checkpoint,
-    options,
-  );
+  const cached = cacheWeights(toCache, checkpoint, options);
+  const placeOf = (initializer: Initializer): WeightPlace | undefined => {
+    const whole = wholeOf(initializer);
+    if (whole === undefined) return initializer.source.location ?? cached?.get(initializer.name);
+    const place = placeOf(whole);
+    if (place === undefined) return undefined;
+    const offset = place.offset + initializer.source.part!.offset;
+    return { file: place.file, offset, bytes: initializerBytes(initializer) };
+  };
   return new Map(
     initializers.map((initializer) => {
       const { name, type, source } = initializer;
       const facts = { name, dtype: type.dtype, shape: type.shape };
-      const location = small(initializer) ? undefined : (source.location ?? cached?.get(name));
+      const location = small(initializer) ? undefined : placeOf(initializer);
       return [
         initializer,
         location === undefined ? { ...facts, bytes: () => source.read() } : { ...facts, location },
@@ -190,31 +192,57 @@ function placeWeights(
   );
 }
 
-/** Places in the cache file by name, or undefined when there is none. */
+/** Places in cache files by name, or undefined when there are none. */
 function cacheWeights(
-  weights: WeightCacheRequest['weights'],
+  initializers: readonly Initializer[],
   checkpoint: Checkpoint,
-  { cacheDir, warn, onProgress }: PrepareOptions,
+  { cacheDir, warn, onProgress, ranks }: PrepareOptions,
 ): ReadonlyMap<string, WeightPlace> | undefined {
-  if (weights.length === 0) return new Map();
+  if (initializers.length === 0) return new Map();
   // Without an identity a file could not be told from another checkpoint's.
   if (checkpoint.identity === undefined) return undefined;
   if (cacheDir === null) {
     warn('there is no cache folder: prepared weights are kept in memory');
     return undefined;
   }
-  const key = createHash('sha256')
-    .update(
-      JSON.stringify([cacheVersion, checkpoint.identity, weights.map(({ name, bytes }) => [name, bytes])]),
-    )
-    .digest('hex');
-  const request = { folder: cacheDir, key, weights };
+  const own: Initializer[] = [];
+  const shared: Initializer[] = [];
+  for (const initializer of initializers) {
+    (ranks > 1 && initializer.source.shared === true ? shared : own).push(initializer);
+  }
+  const total = initializers.reduce((sum, initializer) => sum + initializerBytes(initializer), 0);
+  const places = new Map<string, WeightPlace>();
+  let before = 0;
   try {
-    return openWeightCache(request) ?? writeWeightCache(request, warn, onProgress ?? (() => {}));
+    for (const part of [shared, own]) {
+      if (part.length === 0) continue;
+      const request = requestFor(part, cacheDir, checkpoint.identity);
+      const placed =
+        openWeightCache(request) ??
+        writeWeightCache(request, warn, (done) => onProgress?.(Math.min(total, before + done), total));
+      if (placed === undefined) return undefined;
+      for (const [name, place] of placed) places.set(name, place);
+      before += request.weights.reduce((sum, { bytes }) => sum + bytes, 0);
+    }
+    return places;
   } finally {
     forgetRead();
     forgetRowInt8();
   }
+}
+
+function requestFor(
+  initializers: readonly Initializer[],
+  folder: string,
+  identity: string,
+): WeightCacheRequest {
+  const weights = initializers.map((initializer) => ({
+    name: initializer.name,
+    bytes: initializerBytes(initializer),
+    chunks: () => initializer.source.chunks?.() ?? [initializer.source.read()],
+  }));
+  const facts = [cacheVersion, identity, weights.map(({ name, bytes }) => [name, bytes])];
+  return { folder, key: createHash('sha256').update(JSON.stringify(facts)).digest('hex'), weights };
 }
 
 /** Part of every key: to be changed when the bytes that a name stands for change. */

@@ -137,6 +137,7 @@ function cutInitializers(
     const source: InitializerSource = {
       read: () => read(rows),
       costly: true,
+      shared: flat,
       *chunks() {
         for (let start = rows.start; start < rows.end; start += step) {
           yield read({ start, end: Math.min(rows.end, start + step) });

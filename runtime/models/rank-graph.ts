@@ -12,9 +12,9 @@ import { add, cast } from '../graph/ops/elementwise.ts';
 import { linear } from '../graph/ops/linear.ts';
 import { type QuantizedRows, quantizeRows } from '../graph/ops/row-int8.ts';
 import { gather, split } from '../graph/ops/shape.ts';
-import type { Checkpoint, DenseTensor, StoredTensor } from '../weights/checkpoint.ts';
+import type { Checkpoint, DenseTensor, QuantizedTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { quantizeTensor } from '../weights/quantize.ts';
-import { type BlockProjection, blockProjections } from './block-weight.ts';
+import { type BlockProjection, blockProjections, blockRows } from './block-weight.ts';
 import { cutSource, vectorSource, wholeSource } from './dense-weight.ts';
 import type { ModelSpec } from './model.ts';
 import { hasQuantizedRows, quantizedProjection, quantizedRows } from './quantized-weight.ts';
@@ -100,6 +100,10 @@ export class RankGraph {
     const { vocabulary, hidden } = this.spec;
     const stored = this.#tensor(tensor, [vocabulary, hidden]);
     if (stored.kind === 'quantized' && hasQuantizedRows(stored)) {
+      if (this.#blockProducts) {
+        const weight = (rows: Range, columns: Range): string => cutName(tensor, rows, columns);
+        return blockRows(this.builder, name, tokens, { tensor: stored, weight });
+      }
       const weight = cutName(tensor, { start: 0, end: vocabulary }, { start: 0, end: hidden });
       return quantizedRows(this.builder, name, tokens, { tensor: stored, weight });
     }
@@ -130,12 +134,11 @@ export class RankGraph {
   /** Several products with the same x: one for all where the form of the weights allows it. */
   projectAll(name: string, x: Value, projections: readonly NamedProjection[]): readonly Value[] {
     if (this.#options.rowInt8PairLimit !== undefined) return this.#projectRowInt8(name, x, projections);
-    const { blockProducts, quantizedCompute } = this.#options;
+    const { quantizedCompute } = this.#options;
     const stored = projections.map((projection) => this.#storedProjection(projection));
     const quantized = stored.filter((each) => each.kind === 'quantized');
-    const together = blockProducts === true && quantizedCompute === 'int8';
     const made = new Map(
-      together
+      this.#blockProducts
         ? blockProjections(this.builder, x, quantized).map((value, i) => [quantized[i] as object, value])
         : [],
     );
@@ -145,10 +148,16 @@ export class RankGraph {
         made.get(each) ??
         quantizedProjection(this.builder, each.name, x, {
           ...each,
+          weight: each.weight(each.rows, each.columns),
           accuracyLevel: quantizedCompute === 'int8' ? 4 : 0,
         })
       );
     });
+  }
+
+  /** Whether quantized weights are for the engine's own kernels, in the form that those read. */
+  get #blockProducts(): boolean {
+    return this.#options.blockProducts === true && this.#options.quantizedCompute === 'int8';
   }
 
   /** A projection's weight as it is stored, or in the bits that are wanted of plain ones. */
@@ -156,15 +165,17 @@ export class RankGraph {
     const stored = this.#tensor(cut.tensor, cut.shape);
     const { rows, columns } = wholeOf(cut);
     const bias = biasCut === null ? null : this.vector(biasCut);
-    const weight = cutName(cut.tensor, rows, columns);
     const { plainBits } = this.#options;
-    if (stored.kind === 'quantized')
-      return { kind: 'quantized', name, tensor: stored, weight, rows, columns, bias };
+    const quantized = (tensor: QuantizedTensor, form: string): StoredProjection => {
+      const weight = (rows: Range, columns: Range): string => `${cutName(cut.tensor, rows, columns)}${form}`;
+      return { kind: 'quantized', name, tensor, weight, rows, columns, bias };
+    };
+    if (stored.kind === 'quantized') return quantized(stored, '');
     if (plainBits !== undefined) {
-      const tensor = quantizeTensor(stored, { bits: plainBits, blockSize: 32 });
-      return { kind: 'quantized', name, tensor, weight: `${weight}.int${plainBits}`, rows, columns, bias };
+      return quantized(quantizeTensor(stored, { bits: plainBits, blockSize: 32 }), `.int${plainBits}`);
     }
     const shape = [rangeSize(rows), rangeSize(columns)];
+    const weight = cutName(cut.tensor, rows, columns);
     const value = this.builder.initializer(weight, 'float32', shape, cutSource(stored, rows, columns));
     return { kind: 'dense', name, value, bias };
   }

@@ -81,10 +81,20 @@ export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits):
     heads: { start: range.start * group, end: range.end * group },
     intermediate: intermediate[rank]!,
     vocabulary: {
-      start: Math.floor((facts.vocabulary * rank) / ranks),
-      end: Math.floor((facts.vocabulary * (rank + 1)) / ranks),
+      start: vocabularyStart(facts.vocabulary, rank, ranks),
+      end: vocabularyStart(facts.vocabulary, rank + 1, ranks),
     },
   }));
+}
+
+/** Outputs that lie together in prepared weights: cut between them, ranks can share a table's bytes. */
+const outputsTogether = 16;
+
+function vocabularyStart(vocabulary: number, rank: number, ranks: number): number {
+  let unit = outputsTogether;
+  // Of so few, one more would be much.
+  while (unit > 1 && vocabulary / unit < 8 * ranks) unit /= 2;
+  return rank === ranks ? vocabulary : Math.floor((vocabulary * rank) / ranks / unit) * unit;
 }
 
 /** Counts of units as consecutive ranges; the last unit may be cut short by the total. */

@@ -27,19 +27,44 @@ const protectionRead = 1;
 const mapPrivate = 2;
 const adviceDontNeed = 4;
 
+interface Mapping {
+  /** Tells the file and its content. */
+  readonly key: string;
+  readonly bytes: number;
+  readonly pointer: Pointer;
+  /** The bytes themselves where they cannot be mapped. */
+  readonly memory?: Uint8Array;
+  users: number;
+}
+
+/** Of this thread: what is mapped twice counts twice in what a process is said to hold. */
+const mappings = new Map<string, Mapping>();
+
+function map(fd: number, bytes: number): Pick<Mapping, 'pointer' | 'memory'> {
+  if (calls === undefined) {
+    const memory = new Uint8Array(bytes);
+    for (let done = 0; done < bytes; )
+      done += readSync(fd, memory, done, Math.min(bytes - done, 2 ** 30), done);
+    return { pointer: addressOf(memory), memory };
+  }
+  const pointer = BigInt(calls.mmap(null, bytes, protectionRead, mapPrivate, fd, 0));
+  if (pointer === -1n) throw new Error(`mmap of ${bytes} bytes failed (errno ${koffi.errno()})`);
+  return { pointer };
+}
+
 export class MappedFile implements Disposable {
   readonly path: string;
   readonly bytes: number;
   /** Address of the file's first byte; 0n once closed, or when the file is empty. */
   pointer: Pointer;
-  /** The bytes themselves where they cannot be mapped. */
-  readonly #memory: Uint8Array | undefined;
+  readonly #mapping: Mapping | undefined;
 
-  private constructor(path: string, bytes: number, pointer: Pointer, memory?: Uint8Array) {
+  private constructor(path: string, mapping?: Mapping) {
     this.path = path;
-    this.bytes = bytes;
-    this.pointer = pointer;
-    this.#memory = memory;
+    this.bytes = mapping?.bytes ?? 0;
+    this.pointer = mapping?.pointer ?? 0n;
+    this.#mapping = mapping;
+    if (mapping !== undefined) mapping.users++;
   }
 
   /** The file must keep its size while it is mapped. Throws SluiceError `checkpoint_invalid`. */
@@ -47,17 +72,15 @@ export class MappedFile implements Disposable {
     let fd: number | undefined;
     try {
       fd = openSync(path, 'r');
-      const bytes = fstatSync(fd).size;
-      if (bytes === 0) return new MappedFile(path, 0, 0n);
-      if (calls === undefined) {
-        const memory = new Uint8Array(bytes);
-        for (let done = 0; done < bytes; )
-          done += readSync(fd, memory, done, Math.min(bytes - done, 2 ** 30), done);
-        return new MappedFile(path, bytes, addressOf(memory), memory);
+      const { dev, ino, size: bytes, mtimeNs } = fstatSync(fd, { bigint: true });
+      if (bytes === 0n) return new MappedFile(path);
+      const key = [dev, ino, bytes, mtimeNs].join();
+      let mapping = mappings.get(key);
+      if (mapping === undefined) {
+        mapping = { key, users: 0, bytes: Number(bytes), ...map(fd, Number(bytes)) };
+        mappings.set(key, mapping);
       }
-      const pointer = BigInt(calls.mmap(null, bytes, protectionRead, mapPrivate, fd, 0));
-      if (pointer === -1n) throw new Error(`mmap of ${bytes} bytes failed (errno ${koffi.errno()})`);
-      return new MappedFile(path, bytes, pointer);
+      return new MappedFile(path, mapping);
     } catch (cause) {
       throw new SluiceError('checkpoint_invalid', `${path} cannot be mapped: ${(cause as Error).message}`, {
         cause,
@@ -74,10 +97,12 @@ export class MappedFile implements Disposable {
   }
 
   close(): void {
-    if (this.pointer !== 0n && calls !== undefined && this.#memory === undefined) {
-      calls.munmap(this.pointer, this.bytes);
-    }
+    if (this.pointer === 0n) return;
     this.pointer = 0n;
+    const mapping = this.#mapping!;
+    if (--mapping.users > 0) return;
+    mappings.delete(mapping.key);
+    calls?.munmap(mapping.pointer, mapping.bytes);
   }
 
   [Symbol.dispose](): void {

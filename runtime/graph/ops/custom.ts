@@ -70,6 +70,29 @@ export function blockProduct(
 }
 
 /**
+ * Rows, by ids [tokens] int32, of a table [outputs, inputs] that lies in groups of outputs (uint8 [groups, bytes of a
+ * group]): [tokens, inputs] float32.
+ */
+export function groupRows(
+  builder: GraphBuilder,
+  name: string,
+  ids: Value,
+  groups: Value,
+  { form, outputs, inputs }: GroupRowsAttributes,
+): Value {
+  const type: TensorType = { dtype: 'float32', shape: [...ids.type.shape, inputs] };
+  const attributes = { form: JSON.stringify(form), outputs, inputs };
+  return custom(builder, name, 'GroupRows', [ids, groups], [type], attributes)[0]!;
+}
+
+export interface GroupRowsAttributes {
+  /** How the groups are laid out; the kernel's business. */
+  readonly form: Readonly<Record<string, string | number>>;
+  readonly outputs: number;
+  readonly inputs: number;
+}
+
+/**
  * The sum over all ranks of a float32 value [tokens, columns]. `index` counts the graph's reductions, the same on
  * every rank. With `contributes` false the rank adds nothing: the value gives the shape only.
  */

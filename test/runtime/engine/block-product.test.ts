@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { BlockProduct, BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
+import { GroupRows } from '../../../runtime/engine/kernels/group-rows.ts';
 import {
   availableInstructionSets,
   chooseInstructionSet,
@@ -121,6 +122,37 @@ test('packing in groups loses nothing, for random sizes, zero points and minima'
     }),
     { numRuns: 200 },
   );
+});
+
+test('rows of a table in groups are those of the dense matrix, for random sizes and forms', () => {
+  fc.assert(
+    fc.property(cases, (each) => {
+      const next = random(each.seed);
+      const { form, groups, dense } = matrixOf({ ...each, outputs: [each.outputs[0]!] }, next);
+      const [outputs, { inputs }] = [each.outputs[0]!, each];
+      const ids = Int32Array.from({ length: each.rows }, () => Math.floor(next() * outputs));
+      const out = new Float32Array(ids.length * inputs + 1).fill(77);
+      const table = new GroupRows({ form, outputs, inputs });
+      table.read(addressOf(ids), ids.length, addressOf(groups), addressOf(out));
+      assert.equal(out.at(-1), 77, 'what lies behind the rows');
+      const stored = form.blocks * form.blockSize;
+      for (const [i, id] of ids.entries()) {
+        for (let k = 0; k < inputs; k++) {
+          const [actual, expected] = [out[i * inputs + k]!, dense[0]![id * stored + k]!];
+          assert.ok(
+            Math.abs(actual - expected) <= 4e-6,
+            `row ${id}, input ${k}: ${actual} is not ${expected}`,
+          );
+        }
+      }
+    }),
+    { numRuns: 100 },
+  );
+  const form: GroupForm = { bits: 4, blockSize: 16, blocks: 1, scales: 'float32', minima: 'none' };
+  const bytes = addressOf(new Uint8Array(1024));
+  const table = new GroupRows({ form, outputs: 5, inputs: 16 });
+  for (const id of [-1, 5])
+    assert.throws(() => table.read(addressOf(Int32Array.of(id)), 1, bytes, bytes), /row -?\d of 5/);
 });
 
 for (const instructions of availableInstructionSets()) {

@@ -5,7 +5,8 @@ import path from 'node:path';
 import { after, beforeEach, test } from 'node:test';
 import { llama } from '../../../runtime/models/llama.ts';
 import { type PreparedRank, prepareRank } from '../../../runtime/models/prepare.ts';
-import type { Checkpoint, DenseTensor } from '../../../runtime/weights/checkpoint.ts';
+import type { Checkpoint, DenseTensor, StoredTensor } from '../../../runtime/weights/checkpoint.ts';
+import { quantizeTensor } from '../../../runtime/weights/quantize.ts';
 
 const root = mkdtempSync(path.join(tmpdir(), 'sluice-prepare-'));
 after(() => rmSync(root, { recursive: true }));
@@ -71,13 +72,20 @@ interface Outcome {
   readonly progress: readonly (readonly [number, number])[];
 }
 
-function prepare(source: Checkpoint, rank = 0, ranks = 1, folder: string | null = cacheDir): Outcome {
+function prepare(
+  source: Checkpoint,
+  rank = 0,
+  ranks = 1,
+  folder: string | null = cacheDir,
+  blockProducts = false,
+): Outcome {
   const warnings: string[] = [];
   const progress: [number, number][] = [];
   const prepared = prepareRank(llama.parse(source), source, {
     rank,
     ranks,
     cacheDir: folder,
+    blockProducts,
     warn: (message) => warnings.push(message),
     onProgress: (done, total) => progress.push([done, total]),
   });
@@ -166,4 +174,31 @@ test('what a killed writer left is removed once it is old; a writer at work is l
   prepare(checkpoint('one'));
   const names = readdirSync(cacheDir).filter((name) => name.endsWith('.tmp'));
   assert.deepEqual(names.sort(), ['b.weights.2-y.tmp', 'notes.tmp']);
+});
+
+test('a quantized table lies in the cache once, for looking up and for multiplying, however many ranks share it', () => {
+  const { vocabulary, hidden } = sizes;
+  const name = 'model.embed_tokens.weight';
+  const plain = checkpoint('one');
+  const table = quantizeTensor(plain.tensors.get(name) as DenseTensor, { bits: 8, blockSize: 32 });
+  const source: Checkpoint = {
+    ...plain,
+    config: { ...plain.config, tie_word_embeddings: true },
+    tensors: new Map<string, StoredTensor>([...plain.tensors, [name, table]]),
+  };
+  for (const ranks of [1, 2, 3]) {
+    for (let rank = 0; rank < ranks; rank++) {
+      const outcome = prepare(source, rank, ranks, cacheDir, true);
+      const { shard, body, head } = outcome.prepared;
+      const rows = body.weights.find((weight) =>
+        weight.name.startsWith(`${name}[0:${vocabulary},0:${hidden}]`),
+      )!;
+      const [product] = head.weights;
+      assert.equal(product!.location!.file, rows.location!.file, `rank ${rank} of ${ranks}`);
+      const groupBytes = rows.location!.bytes / Math.ceil(vocabulary / 16);
+      const offset = rows.location!.offset + (shard.vocabulary.start / 16) * groupBytes;
+      assert.equal(product!.location!.offset, offset);
+      assert.deepEqual(contents(outcome), contents(prepare(source, rank, ranks, null, true)));
+    }
+  }
 });
