@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { InferenceServiceSpec } from '../../../operator/api/inference-service.ts';
-import { SimulatedCluster } from './simulated-cluster.ts';
+import { crashCommit, SimulatedCluster } from './simulated-cluster.ts';
 
 const commit = (digit: string) => digit.repeat(40);
 const facts = {
@@ -97,6 +97,25 @@ test('Track: a branch that moves is rolled out; an undo returns although it has 
   assert.equal(cluster.service.status.currentRevision, first);
   assert.equal(cluster.condition('Ready').status, 'True');
   assert.ok(argsOf(cluster).includes(`--huggingface-revision=${commit('a')}`));
+});
+
+test('Track: a commit that crashes is rolled back and not tried again; the one after it is', () => {
+  const model = { updatePolicy: 'Track', trackIntervalSeconds: 60 } as const;
+  const cluster = serving({ commit: commit('a'), ...facts }, model);
+  const first = cluster.service.status.currentRevision;
+  cluster.hub.set(asked(), { commit: crashCommit, ...facts });
+  run(cluster, 20, 30);
+  const failed = cluster.condition('Stalled');
+  assert.equal(failed.reason, 'RolledBack');
+  assert.equal(cluster.service.status.currentRevision, first);
+  assert.equal(cluster.readyPods, 1);
+  // The branch is looked up on, and is where it was.
+  run(cluster, 40, 30);
+  assert.deepEqual(cluster.condition('Stalled'), failed);
+  cluster.hub.set(asked(), { commit: commit('b'), ...facts });
+  run(cluster, 20, 30);
+  assert.equal(cluster.condition('Ready').status, 'True');
+  assert.equal(cluster.service.status.revisions[0].commit, commit('b'));
 });
 
 test('Track: a hub that is away harms nobody', () => {

@@ -18,6 +18,7 @@ export const planOptions = { runtimeImage: 'runtime:1' };
 export const badPath = '/bad';
 export const crashPath = '/crash';
 export const refusedPath = '/refused';
+export const crashCommit = 'f'.repeat(40);
 export const missingImage = 'registry.example/missing:1';
 
 export class SimulatedCluster {
@@ -264,7 +265,7 @@ export class SimulatedCluster {
     }
     const [{ args, image }] = pod.spec.containers;
     const has = (path: string) => args.includes(`--model-path=/models${path}`);
-    const trouble = has(crashPath)
+    const trouble = has(crashPath) || args.includes(`--huggingface-revision=${crashCommit}`)
       ? ended(1, 'segmentation of the mind', 3)
       : has(refusedPath)
         ? ended(2, 'sluice: --max-length "0": the form is an integer from 1', 1)
