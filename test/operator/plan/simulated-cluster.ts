@@ -265,13 +265,14 @@ export class SimulatedCluster {
     }
     const [{ args, image }] = pod.spec.containers;
     const has = (path: string) => args.includes(`--model-path=/models${path}`);
-    const trouble = has(crashPath) || args.includes(`--huggingface-revision=${crashCommit}`)
-      ? ended(1, 'segmentation of the mind', 3)
-      : has(refusedPath)
-        ? ended(2, 'sluice: --max-length "0": the form is an integer from 1', 1)
-        : image === missingImage
-          ? { state: { waiting: { reason: 'ImagePullBackOff', message: 'not found' } } }
-          : undefined;
+    const trouble =
+      has(crashPath) || args.includes(`--huggingface-revision=${crashCommit}`)
+        ? ended(1, 'segmentation of the mind', 3)
+        : has(refusedPath)
+          ? ended(2, 'sluice: --max-length "0": the form is an integer from 1', 1)
+          : image === missingImage
+            ? { state: { waiting: { reason: 'ImagePullBackOff', message: 'not found' } } }
+            : undefined;
     const conditions = [
       { type: 'PodScheduled', status: 'True' },
       { type: 'Ready', status: trouble !== undefined || has(badPath) ? 'False' : 'True' },
