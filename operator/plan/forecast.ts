@@ -8,7 +8,7 @@
 import { sameJson } from '../api/canonical.ts';
 import type { InferenceServiceStatus } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
-import { isControlledBy } from '../resources/controller-revision.ts';
+import { isControlledBy, readRecord } from '../resources/controller-revision.ts';
 import { revisionLabel } from '../resources/labels.ts';
 import { estimateCapacity, type PodSpec, podRequest } from './capacity.ts';
 import { fieldManager } from './drift.ts';
@@ -157,10 +157,22 @@ class Stage {
       ),
       podsStarted: this.#started,
       leastReady: Number.isFinite(this.#leastReady) ? this.#leastReady : 0,
-      podSpec: this.#children.get(`Deployment/${last}`)?.spec.template.spec ?? {},
+      podSpec: this.#podSpecOf(last),
       status,
       passed: this.#passed,
     };
+  }
+
+  /** Of a revision that waits for room there is only the record. */
+  #podSpecOf(revision: string | undefined): PodSpec {
+    const record = this.#children.get(`ControllerRevision/${revision}`);
+    const recorded = record === undefined ? undefined : readRecord(record);
+    const { template } = (this.#children.get(`Deployment/${revision}`)?.spec ??
+      recorded?.deployment ??
+      {}) as {
+      template?: { spec?: PodSpec };
+    };
+    return template?.spec ?? {};
   }
 
   #worldNow(): World {

@@ -31,6 +31,11 @@ const fields: Readonly<Record<string, readonly unknown[]>> = {
   'template.metadata.labels.team': [undefined, 'a', 'b'],
   'rollout.paused': [undefined, true],
   'rollout.strategy': [undefined, 'Recreate', 'Surge'],
+  'rollout.maxUnavailable': [undefined, 1],
+  'rollout.maxSurge': [undefined, 2],
+  'rollout.promotion': [undefined, 'Manual'],
+  'rollout.capacity.whenInsufficient': [undefined, 'Wait'],
+  'rollout.capacity.mode': [undefined, 'MayGrow'],
   suspend: [undefined, true],
 };
 
@@ -177,6 +182,7 @@ test('fifty random edits: the objects, verbs and pods of the plan are those of t
   for (const [index, choice] of edits.entries()) {
     const object = manifest(namespace, 'chat', specOf(choice));
     const plan = await planned(t, client, object);
+    assert.equal(plan.gpus.perPod, choice.gpus, 'the GPUs that a pod needs, also while there is none');
     const before = await podNames();
     const mark = await plane.auditMark();
     await client.apply(resources.inferenceServices, object, { fieldManager: 'kubectl', force: true });
