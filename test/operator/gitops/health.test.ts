@@ -278,8 +278,8 @@ const stories: Record<string, { gpus?: number; story: Parameters<typeof record>[
   },
   'a first revision that crashes': {
     story: (cluster, reconcile) => {
-      cluster.edit(spec({ model: { path: crashPath } }));
-      repeat(40, reconcile);
+      cluster.edit(spec({ model: { path: crashPath }, rollout: { progressDeadlineSeconds: 600 } }));
+      repeat(20, reconcile);
     },
     seen: ['Progressing/Unknown', 'Progressing/InProgress', 'Degraded/Failed'],
   },
