@@ -35,6 +35,7 @@ export function startRank(data: RankThreadData, onEnd: () => void): RankThread {
   const file = `./rank-worker${path.extname(import.meta.filename)}`;
   const worker = new Worker(new URL(file, import.meta.url), {
     workerData: data,
+    name: `sluice-rank-${data.rank}`,
     resourceLimits: { maxYoungGenerationSizeMb },
   });
   const loaded = new Promise<RankSizes>((resolve, reject) => {

@@ -55,7 +55,7 @@ export function createApi(context: ServerContext, log: Logger): FastifyInstance 
     request.account = openAccount(context, reply, bodies.take(bodyBytes(request, config.maxBodyBytes)));
   });
   app.addHook('onSend', async (_request, reply) => {
-    // Kept-alive connections would go on sending here after the proxies have been told otherwise.
+    // Answers to requests that came before the end began; server.ts says so of those that come later, and of streams.
     if (lifecycle.phase === 'draining' || lifecycle.phase === 'refusing') reply.header('connection', 'close');
   });
   registerHealth(app, context);

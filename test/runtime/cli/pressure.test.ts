@@ -1,6 +1,6 @@
 /** The real program under pressure: more than it takes, longer than it allows, a thread that dies, an end under load. */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { describe, test } from 'node:test';
@@ -58,6 +58,24 @@ test('five megabytes of prompt are refused with the numbers, in every form', asy
     assert.equal(body.error.code, 'context_length_exceeded');
     assert.match(body.error.message, /1024 tokens/);
   }
+});
+
+test('the event loop goes before the engine’s threads, and both before those that read prompts', async () => {
+  await using program = await ServeProcess.ready(['--devices=cpu:0,1']);
+  // Long enough for a thread.
+  assert.equal((await program.post('/tokenize', { prompt: 'word '.repeat(5000) })).status, 200);
+  const tasks = `/proc/${program.pid}/task`;
+  const niceness = new Map<string, number>();
+  for (const thread of readdirSync(tasks)) {
+    const [, name, numbers] = /\((.*)\) (.*)/.exec(readFileSync(path.join(tasks, thread, 'stat'), 'utf8'))!;
+    niceness.set(thread === String(program.pid) ? 'event loop' : name!, Number(numbers!.split(' ')[16]));
+  }
+  const own = niceness.get('event loop')!;
+  const more = (by: number) => Math.min(19, own + by);
+  assert.deepEqual(
+    ['sluice-engine', 'sluice-rank-1', 'sluice-prepare'].map((name) => niceness.get(name)),
+    [more(5), more(5), more(10)],
+  );
 });
 
 test('a request beyond its time is ended with 504, a stream with an event that says so', async () => {

@@ -91,6 +91,10 @@ export class ServeProcess implements AsyncDisposable {
     return program;
   }
 
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
   /** Asks again and again until the route answers so. */
   async until(route: string, status: number): Promise<void> {
     while ((await this.get(route)).status !== status) await sleep(20);
