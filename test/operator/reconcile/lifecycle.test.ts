@@ -10,7 +10,12 @@ import { specSchema } from '../../../operator/api/inference-service.ts';
 import { revisionInputs, revisionName } from '../../../operator/api/revision.ts';
 import { type KubeObject, type ResourceType, resources } from '../../../operator/kube/client.ts';
 import { controlPlane, type TestControlPlane, writeVerbs } from '../../support/control-plane.ts';
-import { installCrd, minimalSpec, ServiceUnderTest } from '../../support/inference-services.ts';
+import {
+  enforceRestricted,
+  installCrd,
+  minimalSpec,
+  ServiceUnderTest,
+} from '../../support/inference-services.ts';
 import { type OperatorProcess, startOperator, until } from '../../support/operator-process.ts';
 import {
   crashing,
@@ -60,11 +65,7 @@ async function writes({ plane, namespace }: Stage, since: number): Promise<strin
 test('apply, scale, delete, in a namespace that enforces the Pod Security Standard "restricted"', async (t) => {
   const on = await stage(t);
   const { client } = on.plane;
-  await client.mergePatch(
-    resources.namespaces,
-    { name: on.namespace },
-    { metadata: { labels: { 'pod-security.kubernetes.io/enforce': 'restricted' } } },
-  );
+  await enforceRestricted(client, on.namespace);
   pretendKubelet(t, client, on.namespace);
   await operate(t, on);
   const service = await ServiceUnderTest.create(client, on.namespace, 'chat', {
