@@ -58,15 +58,22 @@ function columnsOf(matrix: GroupedFacts, blockSize: number): Int32Array | undefi
   return columns.every((input, column) => input === column) ? undefined : Int32Array.from(columns);
 }
 
+function allZerosAre({ groups, outputs, zeros }: GroupedFacts, value: number): boolean {
+  const zero = zeros();
+  for (let group = 0; group < groups; group++)
+    for (let n = 0; n < outputs; n++) if (zero(group, n) !== value) return false;
+  return true;
+}
+
 export function fromGroups(facts: GroupedFacts): QuantizedTensor {
   const { inputs, outputs, bits, groupOf } = facts;
   const blockSize = blockSizeFor(facts.groupSize, inputs);
   const middle = 1 << (bits - 1);
+  /** Found once: every zero point is looked at. */
+  let known: boolean | undefined;
   const symmetric = (): boolean => {
-    const zero = facts.zeros();
-    for (let group = 0; group < facts.groups; group++)
-      for (let n = 0; n < outputs; n++) if (zero(group, n) !== middle) return false;
-    return true;
+    known ??= allZerosAre(facts, middle);
+    return known;
   };
   return {
     kind: 'quantized',

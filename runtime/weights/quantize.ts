@@ -30,30 +30,23 @@ export function quantizeTensor(
     read(): QuantizedBytes {
       const blocks = Math.ceil(inputs / blockSize);
       const rowBytes = (blocks * blockSize * bits) / 8;
-      const middle = 2 ** (bits - 1);
       const packed = new Uint8Array(outputs * rowBytes).fill(bits === 4 ? 0x88 : 0x80);
       const scales = new Float32Array(outputs * blocks);
+      const quantize = bits === 4 ? quantizeTo4 : quantizeTo8;
       // Without a place in a file every piece would read the whole tensor.
       const step = tensor.location === undefined ? outputs : Math.max(1, Math.floor(pieceValues / inputs));
       for (let first = 0; first < outputs; first += step) {
         const end = Math.min(outputs, first + step);
         const values = readRows(tensor, first, end);
+        const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
         for (let row = first; row < end; row++) {
           for (let block = 0; block < blocks; block++) {
             const from = (row - first) * inputs + block * blockSize;
             const size = Math.min(blockSize, inputs - block * blockSize);
-            let largest = 0;
-            for (let i = from; i < from + size; i++) largest = Math.max(largest, Math.abs(values[i]!));
-            const scale = Math.fround(largest / (middle - 1));
+            const scale = Math.fround(largestOf(words, from, size) / (2 ** (bits - 1) - 1));
             scales[row * blocks + block] = scale;
-            if (scale === 0) continue;
             const at = row * rowBytes + (block * blockSize * bits) / 8;
-            for (let i = 0; i < size; i++) {
-              const q = Math.round(values[from + i]! / scale) + middle;
-              if (bits === 8) packed[at + i] = q;
-              else if (i & 1) packed[at + (i >> 1)] = (packed[at + (i >> 1)]! & 15) | (q << 4);
-              else packed[at + (i >> 1)] = (packed[at + (i >> 1)]! & 0xf0) | q;
-            }
+            if (scale !== 0) quantize(values, from, size, scale, packed, at);
           }
         }
       }
@@ -61,6 +54,43 @@ export function quantizeTensor(
     },
   };
 }
+
+const asWord = new Uint32Array(1);
+const asFloat = new Float32Array(asWord.buffer);
+
+/** The largest of float32 values' magnitudes. Without their signs their bits are in the same order. */
+function largestOf(words: Uint32Array, from: number, size: number): number {
+  let largest = 0;
+  for (let i = from; i < from + size; i++) {
+    const word = words[i]! & 0x7fffffff;
+    if (word > largest) largest = word;
+  }
+  asWord[0] = largest;
+  return asFloat[0]!;
+}
+
+type QuantizeBlock = (
+  values: Float32Array,
+  from: number,
+  size: number,
+  scale: number,
+  packed: Uint8Array,
+  at: number,
+) => void;
+
+// What is rounded is positive: cutting off what lies behind the point is much faster than Math.round.
+const quantizeTo8: QuantizeBlock = (values, from, size, scale, packed, at) => {
+  for (let i = 0; i < size; i++) packed[at + i] = (values[from + i]! / scale + 128.5) | 0;
+};
+
+/** The second value of the last byte, where there is none, stays in the middle. */
+const quantizeTo4: QuantizeBlock = (values, from, size, scale, packed, at) => {
+  for (let i = 0; i < size; i += 2) {
+    const low = (values[from + i]! / scale + 8.5) | 0;
+    const high = i + 1 < size ? (values[from + i + 1]! / scale + 8.5) | 0 : 8;
+    packed[at + (i >> 1)] = low | (high << 4);
+  }
+};
 
 /**
  * The checkpoint with its matrices in blocks. Embedding and head, which have a row for each token, keep 8 bits: they are

@@ -41,6 +41,8 @@ export function readGolden(name: string): Golden {
 
 export interface GoldenRun {
   readonly name: string;
+  /** Where the checkpoint is, if not in the golden's folder. */
+  readonly place?: string;
   readonly ranks: number;
   readonly blockTokens?: number;
   readonly maxBatchSize?: number;
@@ -53,7 +55,7 @@ export interface GoldenRun {
 
 export function openGolden(run: GoldenRun): Promise<Engine> {
   return createEngine({
-    checkpoint: { path: goldenFolder(run.name) },
+    checkpoint: { path: run.place ?? goldenFolder(run.name) },
     devices: { kind: 'cpu', indices: Array.from({ length: run.ranks }, (_, index) => index) },
     maxBatchSize: run.maxBatchSize ?? 32,
     maxStepTokens: run.maxStepTokens ?? 128,

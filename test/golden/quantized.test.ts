@@ -2,9 +2,14 @@
  * Checkpoints that were published quantized, in every format: exact with float32 products, near with int8 ones.
  */
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { test } from 'node:test';
 import { availableInstructionSets, type CpuKernels } from '../../runtime/engine/kernels/x64/processor.ts';
-import { checkGolden, meanLogprobDifference, openGolden, readGolden } from './harness.ts';
+import { openCheckpoint } from '../../runtime/weights/open.ts';
+import { splitGguf } from '../support/split-gguf.ts';
+import { checkGolden, goldenFolder, meanLogprobDifference, openGolden, readGolden } from './harness.ts';
 
 const cases = ['gptq-4bit', 'gptq-8bit', 'gptq-act', 'awq', 'gguf-q4_0', 'gguf-q8_0', 'gguf-k'];
 
@@ -65,3 +70,30 @@ for (const name of cases) {
     });
   }
 }
+
+test('a GGUF in two parts is the whole, named by its folder or by any part, and answers as the reference', async () => {
+  const name = 'gguf-k';
+  const folder = mkdtempSync(path.join(tmpdir(), 'sluice-split-'));
+  try {
+    const file = path.join(goldenFolder(name), 'model-Q4_K_M.gguf');
+    const parts = splitGguf(file, folder, 2);
+    const whole = openCheckpoint(file);
+    for (const place of [folder, ...parts]) {
+      const { config, tensors, weightBytes } = openCheckpoint(place);
+      assert.deepEqual(config, whole.config);
+      assert.equal(weightBytes, whole.weightBytes);
+      assert.deepEqual([...tensors.keys()], [...whole.tensors.keys()]);
+      for (const [tensor, stored] of tensors) {
+        assert.deepEqual(stored.read(), whole.tensors.get(tensor)!.read(), tensor);
+      }
+    }
+    const engine = await openGolden({ name, place: parts[1]!, ranks: 1, quantizedCompute: 'float32' });
+    try {
+      checkGolden(engine, readGolden(name), { concurrent: 1, chunk: 1000 });
+    } finally {
+      engine.close();
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});

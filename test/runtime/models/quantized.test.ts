@@ -1,14 +1,21 @@
-/** Quantized projections of every form against dequantised loops, whole and cut as ranks cut them. */
+/** Quantized projections of every form against dequantised matrices, whole and cut as ranks cut them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { GraphBuilder } from '../../../runtime/graph/builder.ts';
 import { toOnnx } from '../../../runtime/graph/onnx.ts';
+import { blockProjections } from '../../../runtime/models/block-weight.ts';
 import { quantizedProjection } from '../../../runtime/models/quantized-weight.ts';
 import type { Range } from '../../../runtime/models/shard.ts';
 import { Session } from '../../../runtime/ort/session.ts';
 import { OrtValue } from '../../../runtime/ort/value.ts';
 import type { QuantizedBytes, QuantizedTensor } from '../../../runtime/weights/checkpoint.ts';
+import {
+  type GroupForm,
+  groupBytesOf,
+  groupsOf,
+  unpackGroups,
+} from '../../../runtime/weights/column-groups.ts';
 import { dequantize } from '../../../runtime/weights/quantized.ts';
 
 interface Form {
@@ -107,5 +114,89 @@ test('parts summed over column cuts and joined over row cuts equal the dequantis
       }
     }),
     { numRuns: 60 },
+  );
+});
+
+test('what a rank packs in groups is its rows and columns of the matrices, each column once, permuted or not', () => {
+  const forms = fc.record({
+    bits: fc.constantFrom<4 | 8>(4, 8),
+    zeros: fc.boolean(),
+    minima: fc.boolean(),
+    permuted: fc.boolean(),
+  });
+  const rows = fc.tuple(fc.nat(outputs - 1), fc.integer({ min: 1, max: outputs })).map(([start, size]) => ({
+    start,
+    end: Math.min(outputs, start + size),
+  }));
+  const cuts = fc.record({
+    forms: fc.array(forms, { minLength: 1, maxLength: 3 }),
+    rows,
+    start: fc.nat(inputs - 1),
+    size: fc.integer({ min: 1, max: inputs }),
+    seed: fc.nat(1000),
+  });
+  fc.assert(
+    fc.property(cuts, ({ forms, rows, start, size, seed }) => {
+      // Where one is not permuted, all are cut between blocks.
+      const unit = forms.every(({ permuted }) => permuted) ? 1 : 16;
+      const first = Math.floor(start / unit) * unit;
+      const columns = { start: first, end: Math.min(inputs, Math.ceil((first + size) / unit) * unit) };
+      const width = columns.end - columns.start;
+      const builder = new GraphBuilder('groups');
+      const input = builder.input('x', 'float32', ['rows', width]);
+      const tensors = forms.map((form) => makeTensor({ ...form, seed }));
+      blockProjections(
+        builder,
+        input,
+        tensors.map((tensor, i) => {
+          const weight = (): string => `w${i}`;
+          return { name: `y${i}`, tensor, weight, rows, columns, bias: null };
+        }),
+      );
+      const graph = builder.build();
+      let seen = 0;
+      for (const { op, inputs: given, attributes } of graph.nodes) {
+        if (op.name !== 'custom') continue;
+        const source = (name: string): Uint8Array =>
+          graph.initializers.find((each) => each.name === name)!.source.read();
+        const groups = given[1]!.name;
+        const form = JSON.parse(attributes.attributes.form) as GroupForm;
+        const ordered = graph.nodes.find(({ outputs }) => outputs[0] === given[0]);
+        const stored = form.blocks * form.blockSize;
+        // A column beyond the input's is one of zeros.
+        const order = ordered
+          ? [...new Int32Array(source(ordered.inputs[1]!.name).buffer)]
+          : Array.from({ length: width }, (_, column) => column);
+        assert.deepEqual(
+          order.filter((column) => column < width).sort((left, right) => left - right),
+          Array.from({ length: width }, (_, column) => column),
+        );
+        const height = rows.end - rows.start;
+        const partBytes = groupsOf(height) * groupBytesOf(form);
+        const bytes = source(groups);
+        for (const [part, name] of groups
+          .replace(/\.groups.*/, '')
+          .split('+')
+          .entries()) {
+          const index = Number(name.slice(1));
+          const { bits } = forms[index]!;
+          const dense = dequantize(tensors[index]!.read(), { outputs, inputs, bits, blockSize });
+          const actual = unpackGroups(form, bytes.slice(part * partBytes, (part + 1) * partBytes), height);
+          for (let row = 0; row < height; row++) {
+            for (const [at, column] of order.entries()) {
+              if (column >= width) continue;
+              const expected = dense[(rows.start + row) * inputs + columns.start + column]!;
+              assert.ok(
+                Math.abs(actual[row * stored + at]! - expected) <= 4e-6,
+                `${name}, ${row}, ${column}`,
+              );
+            }
+          }
+          seen++;
+        }
+      }
+      assert.equal(seen, tensors.length, 'every matrix is in one node');
+    }),
+    { numRuns: 100 },
   );
 });
