@@ -23,6 +23,7 @@ import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { RopeAngles } from './rope.ts';
 import { rowInt8Ops } from './row-int8-ops.ts';
+import { rowOps } from './row-ops.ts';
 import { planCapacity, type StepLimits } from './step-message.ts';
 
 /**
@@ -98,7 +99,7 @@ export async function loadRank(
     ranks,
     cacheDir: load.cacheDir,
     quantizedCompute: load.quantizedCompute,
-    blockProducts: load.instructions !== null,
+    machineCode: load.instructions !== null,
     rowInt8PairLimit: load.rowInt8PairLimit ?? undefined,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
@@ -109,7 +110,9 @@ export async function loadRank(
     pagedAttentionOp(layers, state),
     allReduceOp(collective, state),
     ...rowInt8Ops(state),
-    ...(load.instructions === null ? [] : [blockProductOp(load.instructions, state), groupRowsOp(state)]),
+    ...(load.instructions === null
+      ? []
+      : [blockProductOp(load.instructions, state), groupRowsOp(state), ...rowOps(load.instructions, state)]),
   ]);
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
   const { manyRows } = prepared;

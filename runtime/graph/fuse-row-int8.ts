@@ -3,7 +3,8 @@
  * that only become rows of bytes are never written as floats. Must not know models.
  */
 import assert from 'node:assert';
-import type { Graph, Node, Value } from './graph.ts';
+import type { Graph, Node } from './graph.ts';
+import { Links } from './links.ts';
 import { activationOp, mulOp } from './ops/elementwise.ts';
 import { addRmsNormOp } from './ops/norm.ts';
 import { integerProductOp, quantizeAddNormOp, quantizeGatedOp, quantizeRowsOp } from './ops/row-int8.ts';
@@ -69,24 +70,4 @@ function fuseGated(rows: Node, links: Links): Fused | undefined {
     nodes: [rows, gated!, active, parts, scaled],
     early: false,
   };
-}
-
-class Links {
-  readonly #makers = new Map<Value, Node>();
-  readonly #uses = new Map<Value, number>();
-
-  constructor({ nodes }: Graph) {
-    for (const node of nodes) {
-      for (const output of node.outputs) this.#makers.set(output, node);
-      for (const input of node.inputs) {
-        if (input !== null) this.#uses.set(input, (this.#uses.get(input) ?? 0) + 1);
-      }
-    }
-  }
-
-  /** The node of `op` that makes the value, when it is used once. */
-  onlyFor<A>(value: Value, op: Node<A>['op']): Node<A> | undefined {
-    const maker = this.#makers.get(value);
-    return maker?.op === op && this.#uses.get(value) === 1 ? maker : undefined;
-  }
 }

@@ -12,6 +12,7 @@ import { createHash } from 'node:crypto';
 import type { DType } from '../dtype.ts';
 import { dtypeBytes } from '../dtype.ts';
 import { fuseRowInt8 } from '../graph/fuse-row-int8.ts';
+import { fuseRows } from '../graph/fuse-rows.ts';
 import type { Initializer } from '../graph/graph.ts';
 import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
@@ -71,14 +72,17 @@ export interface PrepareOptions {
   readonly onProgress?: (done: number, total: number) => void;
   /** Default: int8. */
   readonly quantizedCompute?: QuantizedCompute;
-  /** Whether products in int8 are for the engine's own kernels. */
-  readonly blockProducts?: boolean;
+  /** Whether products in int8, norms and gates are for the engine's kernels in machine code. Default: no. */
+  readonly machineCode?: boolean;
   /** Also make graphs for many rows, with this limit of weights (row-int8-weight.ts). */
   readonly rowInt8PairLimit?: number | undefined;
 }
 
 /** How products with quantized weights are computed: with activations quantized per block, or in float32. */
 export type QuantizedCompute = 'int8' | 'float32';
+
+/** Rows of multiples of this have machine code. */
+const machineCodeColumns = 16;
 
 /** Weights up to this size are copied from memory: a place in a file would cost more. */
 const smallBytes = 64 * 1024;
@@ -95,7 +99,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
       shard,
       checkpoint,
       quantizedCompute,
-      blockProducts: options.blockProducts ?? false,
+      blockProducts: options.machineCode ?? false,
       // The head of a quantized model is often stored plain: as float32 it would take more memory, and more time a
       // token, than many layers.
       ...(name === 'head' && quantized && quantizedCompute === 'int8' ? { plainBits: 8 as const } : {}),
@@ -104,7 +108,10 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
     if (name === 'body') model.buildBody(rankGraph);
     else model.buildHead(rankGraph);
     const built = rankGraph.builder.build();
-    return toOnnx(pairLimit === undefined ? built : fuseRowInt8(built));
+    if (pairLimit !== undefined) return toOnnx(fuseRowInt8(built));
+    return toOnnx(
+      options.machineCode === true ? fuseRows(built, (columns) => columns % machineCodeColumns === 0) : built,
+    );
   };
   const stored = [graph('body'), graph('head')] as const;
   const { rowInt8PairLimit: pairLimit } = options;

@@ -31,6 +31,7 @@ import {
   rsi,
 } from './assembler.ts';
 import type { InstructionSet } from './processor.ts';
+import { emitEverywhere, emitExponential } from './vector-math.ts';
 
 export interface AttentionForm {
   readonly shape: AttentionShape;
@@ -563,7 +564,7 @@ class AttentionCode {
     const { headDim } = this.#form.shape;
     const { scores, ends, starts, maxima, sums, outputs } = this.#work;
     const vectors = chunkKeys / this.#lanes;
-    const [end, start, highest, total, factor, scratch, exponent] = [8, 9, 10, 11, 12, 13, 14];
+    const [end, start, highest, total, factor, scratch, exponent, constant] = [8, 9, 10, 11, 12, 13, 14, 15];
     code.bind(this.#softmax);
     code.address(r8, at(rsi, scores));
     code.address(r9, at(rsi, ends));
@@ -597,20 +598,20 @@ class AttentionCode {
       if (i === 0) code.move(width, highest, 0);
       else code.binary(width, 'maxps', highest, highest, i);
     }
-    this.#everywhere('maxps', highest, scratch);
+    emitEverywhere(code, width, 'maxps', highest, scratch);
     code.broadcast(width, factor, at(r9, maxima - ends));
     code.binary(width, 'maxps', highest, highest, factor);
     code.storeFloat(at(r9, maxima - ends), highest);
     code.binary(width, 'subps', factor, factor, highest);
-    this.#exponential(factor, scratch, exponent);
+    emitExponential(code, width, factor, [scratch, exponent, constant]);
     code.binary(width, 'pxor', total, total, total);
     for (let i = 0; i < vectors; i++) {
       code.binary(width, 'subps', i, i, highest);
-      this.#exponential(i, scratch, exponent);
+      emitExponential(code, width, i, [scratch, exponent, constant]);
       code.store(width, at(r8, i * width), i);
       code.binary(width, 'addps', total, total, i);
     }
-    this.#everywhere('addps', total, scratch);
+    emitEverywhere(code, width, 'addps', total, scratch);
     code.broadcast(width, scratch, at(r9, sums - ends));
     code.binary(width, 'fmadd231ps', total, scratch, factor);
     code.storeFloat(at(r9, sums - ends), total);
@@ -624,66 +625,5 @@ class AttentionCode {
     code.subtract(rbp, 1);
     code.jumpIf('notEqual', row);
     code.return();
-  }
-
-  /** x at most 0: e to the x, as ../wasm/lib/math.ts has it; 0 where that is no normal float. */
-  #exponential(x: number, n: number, p: number): void {
-    const code = this.#code;
-    const width = this.#width;
-    const constant = (to: number, value: number): void =>
-      code.broadcastConstant(width, to, Float32Array.of(value));
-    const c = 15;
-    constant(c, width === 64 ? -105 : -87);
-    code.binary(width, 'maxps', x, x, c);
-    constant(c, Math.LOG2E);
-    code.binary(width, 'mulps', n, x, c);
-    code.round(width, n, n);
-    constant(c, 0.693359375);
-    code.binary(width, 'fnmadd231ps', x, n, c);
-    constant(c, -2.1219444e-4);
-    code.binary(width, 'fnmadd231ps', x, n, c);
-    constant(p, 1.98756915e-4);
-    for (const coefficient of [
-      1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-    ]) {
-      constant(c, coefficient);
-      code.binary(width, 'fmadd213ps', p, x, c);
-    }
-    // 1 + x + x * x * p
-    code.binary(width, 'mulps', p, p, x);
-    code.binary(width, 'fmadd213ps', p, x, x);
-    constant(c, 1);
-    code.binary(width, 'addps', x, p, c);
-    if (width === 64) {
-      code.binary(64, 'scalefps', x, x, n);
-      return;
-    }
-    code.unary(32, 'cvtps2dq', n, n);
-    code.shiftDwordsLeft(32, n, n, 23);
-    code.binary(32, 'paddd', x, x, n);
-    // What -87 has become is nothing; of larger values this takes less than they can tell.
-    constant(c, 2e-38);
-    code.binary(32, 'subps', x, x, c);
-    code.binary(32, 'pxor', c, c, c);
-    code.binary(32, 'maxps', x, x, c);
-  }
-
-  /** Every place becomes the result of all. */
-  #everywhere(name: 'maxps' | 'addps', register: number, scratch: number): void {
-    const code = this.#code;
-    const width = this.#width;
-    if (width === 64) {
-      for (const order of [0x4e, 0xb1]) {
-        code.shuffleLanes(scratch, register, register, order);
-        code.binary(64, name, register, register, scratch);
-      }
-    } else {
-      code.permuteLanes(scratch, register, register, 1);
-      code.binary(32, name, register, register, scratch);
-    }
-    for (const order of [0x4e, 0xb1]) {
-      code.permuteFloats(width, scratch, register, order);
-      code.binary(width, name, register, register, scratch);
-    }
   }
 }

@@ -26,6 +26,7 @@ import {
   rsi,
   rsp,
 } from './assembler.ts';
+import type { InstructionSet } from './processor.ts';
 import { factBytes, facts } from './row-blocks.ts';
 
 /** Places in the array of 64-bit values whose address is the code's argument. */
@@ -55,7 +56,7 @@ interface Tiles {
   tile(rows: number): void;
 }
 
-export function blockProductCode(form: GroupForm, instructions: 'avx512' | 'avx2'): Uint8Array {
+export function blockProductCode(form: GroupForm, instructions: InstructionSet): Uint8Array {
   const code = new Assembler();
   const tiles = instructions === 'avx512' ? new Avx512Tiles(code, form) : new Avx2Tiles(code, form);
   const argument = (name: keyof typeof productArguments) => at(rax, 8 * productArguments[name]);

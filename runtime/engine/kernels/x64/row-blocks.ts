@@ -3,6 +3,8 @@
  * stands for, the inputs' sum, and what centring the weights takes off an integer product.
  */
 import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+import type { InstructionSet } from './processor.ts';
+import { emitEverywhere } from './vector-math.ts';
 
 /** Places of a block's facts, in bytes: float32 step and sum, int32 -centre * sum of values. */
 export const facts = { step: 0, sum: 4, centre: 8 } as const;
@@ -23,7 +25,7 @@ export const blocksOfRow = ({ inputs, blockSize }: Pick<RowForm, 'inputs' | 'blo
  * The code's arguments: float32 [rows, inputs], int8 [rows, blocks * blockSize], facts [rows, blocks], and the number of
  * rows, at least 1, as if it were an address.
  */
-export function quantizeRowsCode(form: RowForm, instructions: 'avx512' | 'avx2'): Uint8Array {
+export function quantizeRowsCode(form: RowForm, instructions: InstructionSet): Uint8Array {
   const code = new Assembler();
   const { inputs, blockSize } = form;
   const whole = Math.floor(inputs / blockSize);
@@ -100,8 +102,8 @@ class Avx512Blocks {
       if (i === 0) code.move(64, sum, i);
       else code.binary(64, 'addps', sum, sum, i);
     }
-    this.#everywhere('maxps', largest, a);
-    this.#everywhere('addps', sum, a);
+    emitEverywhere(code, 64, 'maxps', largest, a);
+    emitEverywhere(code, 64, 'addps', sum, a);
     code.binary(64, 'maxps', largest, largest, least);
     code.binary(64, 'divps', inverse, most, largest);
     code.binary(64, 'mulps', largest, largest, share);
@@ -114,22 +116,9 @@ class Avx512Blocks {
       if (i === 0) code.move(64, total, i);
       else code.binary(64, 'paddd', total, total, i);
     }
-    this.#everywhere('paddd', total, a);
+    emitEverywhere(code, 64, 'paddd', total, a);
     code.binary(64, 'pmulld', total, total, centre);
     code.storeFloat(at(rdx, facts.centre), total);
-  }
-
-  /** Every place becomes the result of all 16. */
-  #everywhere(name: 'maxps' | 'addps' | 'paddd', register: number, scratch: number): void {
-    const code = this.#code;
-    for (const order of [0x4e, 0xb1]) {
-      code.shuffleLanes(scratch, register, register, order);
-      code.binary(64, name, register, register, scratch);
-    }
-    for (const order of [0x4e, 0xb1]) {
-      code.permuteFloats(64, scratch, register, order);
-      code.binary(64, name, register, register, scratch);
-    }
   }
 }
 
@@ -167,8 +156,8 @@ class Avx2Blocks {
       code.binary(32, 'pand', x, x, signless);
       code.binary(32, 'maxps', largest, largest, x);
     }
-    this.#everywhere('maxps', largest, a);
-    this.#everywhere('addps', sum, a);
+    emitEverywhere(code, 32, 'maxps', largest, a);
+    emitEverywhere(code, 32, 'addps', sum, a);
     code.binary(32, 'maxps', largest, largest, least);
     code.binary(32, 'divps', inverse, most, largest);
     code.binary(32, 'mulps', largest, largest, share);
@@ -185,7 +174,7 @@ class Avx2Blocks {
       } else code.binary(32, 'pxor', x, x, x);
       code.storeQuad(at(rsi, 8 * i), x);
     }
-    this.#everywhere('paddd', total, a);
+    emitEverywhere(code, 32, 'paddd', total, a);
     code.binary(32, 'pmulld', total, total, centre);
     code.storeFloat(at(rdx, facts.centre), total);
   }
@@ -203,16 +192,5 @@ class Avx2Blocks {
     code.loadConstant(32, 6, new Uint8Array(mask.buffer));
     code.loadMasked(to, 6, at(rdi, 32 * i));
     return true;
-  }
-
-  /** Every place becomes the result of all 8. */
-  #everywhere(name: 'maxps' | 'addps' | 'paddd', register: number, scratch: number): void {
-    const code = this.#code;
-    code.permuteLanes(scratch, register, register, 1);
-    code.binary(32, name, register, register, scratch);
-    for (const order of [0x4e, 0xb1]) {
-      code.permuteFloats(32, scratch, register, order);
-      code.binary(32, name, register, register, scratch);
-    }
   }
 }

@@ -1,0 +1,101 @@
+/**
+ * Machine code for what is done to rows of floats between products: sums with their RMS norm, gated activations. Sizes
+ * enter, code leaves; rows are whole vectors of 16.
+ */
+import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+import type { InstructionSet } from './processor.ts';
+import { emitEverywhere, emitExponential } from './vector-math.ts';
+
+const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
+
+export interface AddNormForm {
+  readonly columns: number;
+  readonly epsilon: number;
+}
+
+/**
+ * The code's arguments: x, residual and weight, then where the sums and where their norms go (float32 [rows, columns], the
+ * weight [columns]), and the number of rows, at least 1, as if it were an address.
+ */
+export function addNormCode({ columns, epsilon }: AddNormForm, instructions: InstructionSet): Uint8Array {
+  const code = new Assembler();
+  const width = widthOf(instructions);
+  const rowBytes = columns * 4;
+  const [x, residual, weight, sum, normed, rows] = [rdi, rsi, rdx, rcx, r8, 9];
+  const [v, squares, more, scratch, one] = [0, 1, 2, 3, 4];
+  const row = new Label();
+  code.bind(row);
+  code.binary(width, 'pxor', squares, squares, squares);
+  code.binary(width, 'pxor', more, more, more);
+  const walk = (each: (byte: number, index: number) => void): void => {
+    // Two vectors a turn: columns are a multiple of 16, vectors have 8 or 16.
+    const perTurn = rowBytes % (2 * width) === 0 ? 2 : 1;
+    const next = new Label();
+    code.set(rax, rowBytes / (perTurn * width));
+    code.bind(next);
+    for (let index = 0; index < perTurn; index++) each(index * width, index);
+    for (const place of [x, residual, weight, sum, normed]) code.add(place, perTurn * width);
+    code.subtract(rax, 1);
+    code.jumpIf('notEqual', next);
+    for (const place of [x, residual, weight, sum, normed]) code.subtract(place, rowBytes);
+  };
+  walk((byte, index) => {
+    code.load(width, v, at(x, byte));
+    code.binary(width, 'addps', v, v, at(residual, byte));
+    code.store(width, at(sum, byte), v);
+    code.binary(width, 'fmadd231ps', index === 0 ? squares : more, v, v);
+  });
+  code.binary(width, 'addps', squares, squares, more);
+  emitEverywhere(code, width, 'addps', squares, scratch);
+  // 1 / sqrt(mean + epsilon)
+  code.broadcastConstant(width, scratch, Float32Array.of(1 / columns));
+  code.broadcastConstant(width, one, Float32Array.of(epsilon));
+  code.binary(width, 'fmadd213ps', squares, scratch, one);
+  code.unary(width, 'sqrtps', squares, squares);
+  code.broadcastConstant(width, one, Float32Array.of(1));
+  code.binary(width, 'divps', squares, one, squares);
+  walk((byte) => {
+    code.binary(width, 'mulps', v, squares, at(sum, byte));
+    code.binary(width, 'mulps', v, v, at(weight, byte));
+    code.store(width, at(normed, byte), v);
+  });
+  for (const place of [x, residual, sum, normed]) code.add(place, rowBytes);
+  code.subtract(rows, 1);
+  code.jumpIf('notEqual', row);
+  code.zeroUpper();
+  code.return();
+  return code.finish();
+}
+
+/**
+ * silu(gate) * up. The code's arguments: float32 gate, up and where the result goes, and how many vectors of 16 there are, at
+ * least 1, as if it were an address.
+ */
+export function gatedSiluCode(instructions: InstructionSet): Uint8Array {
+  const code = new Assembler();
+  const width = widthOf(instructions);
+  const [gate, up, out, count] = [rdi, rsi, rdx, rcx];
+  const [x, e, n, p, c] = [0, 1, 2, 3, 4];
+  const next = new Label();
+  code.bind(next);
+  for (let byte = 0; byte < 64; byte += width) {
+    code.load(width, x, at(gate, byte));
+    code.binary(width, 'pxor', e, e, e);
+    code.binary(width, 'subps', e, e, x);
+    // Beyond 87 the quotient is 0 as far as floats go.
+    code.broadcastConstant(width, c, Float32Array.of(87));
+    code.binary(width, 'minps', e, e, c);
+    emitExponential(code, width, e, [n, p, c]);
+    code.broadcastConstant(width, c, Float32Array.of(1));
+    code.binary(width, 'addps', e, e, c);
+    code.binary(width, 'mulps', c, x, at(up, byte));
+    code.binary(width, 'divps', c, c, e);
+    code.store(width, at(out, byte), c);
+  }
+  for (const place of [gate, up, out]) code.add(place, 64);
+  code.subtract(count, 1);
+  code.jumpIf('notEqual', next);
+  code.zeroUpper();
+  code.return();
+  return code.finish();
+}

@@ -1,0 +1,72 @@
+/** Pieces of code that several kernels need: a vector's registers enter, instructions leave. */
+import type { Assembler, Binary, Width } from './assembler.ts';
+
+/** Every place becomes the result of all. */
+export function emitEverywhere(
+  code: Assembler,
+  width: 32 | 64,
+  name: Extract<Binary, 'maxps' | 'addps' | 'paddd'>,
+  register: number,
+  scratch: number,
+): void {
+  if (width === 64) {
+    for (const order of [0x4e, 0xb1]) {
+      code.shuffleLanes(scratch, register, register, order);
+      code.binary(64, name, register, register, scratch);
+    }
+  } else {
+    code.permuteLanes(scratch, register, register, 1);
+    code.binary(32, name, register, register, scratch);
+  }
+  for (const order of [0x4e, 0xb1]) {
+    code.permuteFloats(width, scratch, register, order);
+    code.binary(width, name, register, register, scratch);
+  }
+}
+
+const coefficients = [1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1];
+
+/**
+ * x, at most 87, becomes e to the x; 0 where that is no normal float. The polynomial is Cephes' (expf), as
+ * ../wasm/lib/math.ts has it. Three registers are overwritten.
+ */
+export function emitExponential(
+  code: Assembler,
+  width: 32 | 64,
+  x: number,
+  [n, p, c]: readonly [number, number, number],
+): void {
+  const constant = (to: number, value: number): void =>
+    code.broadcastConstant(width satisfies Width, to, Float32Array.of(value));
+  constant(c, width === 64 ? -105 : -87);
+  code.binary(width, 'maxps', x, x, c);
+  constant(c, Math.LOG2E);
+  code.binary(width, 'mulps', n, x, c);
+  code.round(width, n, n);
+  constant(c, 0.693359375);
+  code.binary(width, 'fnmadd231ps', x, n, c);
+  constant(c, -2.1219444e-4);
+  code.binary(width, 'fnmadd231ps', x, n, c);
+  constant(p, 1.98756915e-4);
+  for (const coefficient of coefficients) {
+    constant(c, coefficient);
+    code.binary(width, 'fmadd213ps', p, x, c);
+  }
+  // 1 + x + x * x * p
+  code.binary(width, 'mulps', p, p, x);
+  code.binary(width, 'fmadd213ps', p, x, x);
+  constant(c, 1);
+  code.binary(width, 'addps', x, p, c);
+  if (width === 64) {
+    code.binary(64, 'scalefps', x, x, n);
+    return;
+  }
+  code.unary(32, 'cvtps2dq', n, n);
+  code.shiftDwordsLeft(32, n, n, 23);
+  code.binary(32, 'paddd', x, x, n);
+  // What -87 has become is nothing; of larger values this takes less than they can tell.
+  constant(c, 2e-38);
+  code.binary(32, 'subps', x, x, c);
+  code.binary(32, 'pxor', c, c, c);
+  code.binary(32, 'maxps', x, x, c);
+}
