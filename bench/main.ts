@@ -17,7 +17,7 @@ const benches: Readonly<Record<string, Bench>> = {
   steps: { usage: 'steps', does: 'step times of the engine alone (default)', run: benchSteps },
   peers: {
     usage:
-      'peers [--rounds 5] [--only <part of a name>] [--threads <count>] [--cache <folder>] [--flags "<sluice flags>"] [--write]',
+      'peers [--rounds 5] [--only <part of a name>] [--beside llama.cpp,openvino] [--threads <count>] [--cache <folder>] [--flags "<sluice flags>"] [--write]',
     does: 'Sluice beside llama.cpp and OpenVINO GenAI; --write puts table and chart into docs/',
     run: benchPeers,
   },

@@ -58,6 +58,7 @@ export async function benchPeers(argv: readonly string[]): Promise<void> {
       threads: { type: 'string', default: String(cpus().length) },
       cache: { type: 'string', default: path.join(homedir(), '.cache/sluice/bench') },
       flags: { type: 'string', default: '' },
+      beside: { type: 'string', default: 'llama.cpp,openvino' },
       write: { type: 'boolean', default: false },
     },
   });
@@ -65,19 +66,22 @@ export async function benchPeers(argv: readonly string[]): Promise<void> {
   const here = import.meta.dirname;
   const flags = values.flags.split(' ').filter((flag) => flag !== '');
   console.error('loading the engines ...');
-  const peers = [
-    await startPeer(
-      process.execPath,
-      [path.join(here, 'sluice-peer.ts'), model, values.threads, JSON.stringify(flags)],
-      here,
-    ),
-    await startPeer(
-      process.execPath,
-      [path.join(llamaCppFolder, 'peer.mjs'), model, values.threads],
-      llamaCppFolder,
-    ),
-    await startPeer(python, [path.join(here, 'openvino-peer.py'), model, values.threads], here),
-  ];
+  const { threads } = values;
+  const own = path.join(here, 'sluice-peer.ts');
+  const peers = [await startPeer(process.execPath, [own, model, threads, JSON.stringify(flags)], here)];
+  const others: Readonly<Record<string, () => Promise<Peer>>> = {
+    'llama.cpp': () =>
+      startPeer(process.execPath, [path.join(llamaCppFolder, 'peer.mjs'), model, threads], llamaCppFolder),
+    openvino: () => startPeer(python, [path.join(here, 'openvino-peer.py'), model, threads], here),
+  };
+  for (const name of values.beside.split(',')) {
+    const start = others[name];
+    if (start === undefined)
+      throw new Error(
+        `--beside "${name}": expected some of ${Object.keys(others).join(',')}, for example --beside openvino`,
+      );
+    peers.push(await start());
+  }
   try {
     const measured: Measured[] = [];
     for (const workload of workloads.filter((each) => each.name.includes(values.only))) {

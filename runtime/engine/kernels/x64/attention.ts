@@ -1,7 +1,7 @@
 /**
  * Machine code of paged attention on one layer: queries, rotated and scaled, attend causally over pages of keys and values
  * (../wasm/lib/pages.ts tells their layout). A layer's shape enters, code leaves. The algorithm is that of
- * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of 64 keys with a running maximum and sum. What a row
+ * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of keys with a running maximum and sum. What a row
  * gives does not depend on the rows beside it.
  *
  * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
@@ -64,7 +64,6 @@ const slots = { ...frame, ...more };
 export const attentionArgumentWords = 20;
 
 const tileRows = 12;
-const chunkKeys = 64;
 const masked = -1e30;
 
 /** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
@@ -74,10 +73,13 @@ export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean
 
 /** Bytes at `work`: a tile's queries, outputs and scores, its ends, starts, maxima and sums. */
 export function attentionWorkBytes({ shape }: AttentionForm): number {
-  return workPlaces(shape.headDim).bytes;
+  return workPlaces(shape.headDim, chunkKeysOf(64)).bytes;
 }
 
-function workPlaces(headDim: number) {
+/** Keys whose weights the softmax holds in registers at once: eight vectors. */
+const chunkKeysOf = (width: 32 | 64): number => (8 * width) / 4;
+
+function workPlaces(headDim: number, chunkKeys: number) {
   const rowBytes = headDim * 4;
   const queries = 0;
   const outputs = tileRows * rowBytes;
@@ -99,14 +101,17 @@ class AttentionCode {
   readonly #code = new Assembler();
   readonly #form: AttentionForm;
   readonly #width: 32 | 64;
+  readonly #chunkKeys: number;
   readonly #work: ReturnType<typeof workPlaces>;
-  readonly #softmax = new Label();
+  /** For chunks of which every row sees every key, and for the others. */
+  readonly #softmax = { whole: new Label(), masked: new Label() };
 
   constructor(form: AttentionForm, instructions: InstructionSet) {
     assert(hasAttentionCode(form));
     this.#form = form;
     this.#width = instructions === 'avx512' ? 64 : 32;
-    this.#work = workPlaces(form.shape.headDim);
+    this.#chunkKeys = chunkKeysOf(this.#width);
+    this.#work = workPlaces(form.shape.headDim, this.#chunkKeys);
   }
 
   get #lanes(): number {
@@ -156,7 +161,8 @@ class AttentionCode {
     code.zeroUpper();
     for (const register of saved.reverse()) code.pop(register);
     code.return();
-    this.#emitSoftmax();
+    this.#emitSoftmax('whole');
+    this.#emitSoftmax('masked');
     assert(shape.heads % shape.kvHeads === 0);
     return code.finish();
   }
@@ -301,7 +307,7 @@ class AttentionCode {
       code.compare(rcx, window);
       code.jumpIf('below', fromStart);
       code.address(r12, at(rcx, 1 - window));
-      code.and(r12, -chunkKeys);
+      code.and(r12, -this.#chunkKeys);
       code.bind(fromStart);
     });
     code.binary(width, 'pxor', 0, 0, 0);
@@ -315,15 +321,14 @@ class AttentionCode {
     code.jumpIf('aboveOrEqual', done);
     code.copy(r14, r13);
     code.subtractRegister(r14, r12);
-    code.compare(r14, chunkKeys);
+    code.compare(r14, this.#chunkKeys);
     code.jumpIf('belowOrEqual', below);
-    code.set(r14, chunkKeys);
+    code.set(r14, this.#chunkKeys);
     code.bind(below);
     this.#spans(() => this.#scores(rows));
-    code.set(rbp, rows);
-    code.call(this.#softmax);
+    this.#callSoftmax(rows);
     this.#spans(() => this.#values(rows));
-    code.add(r12, chunkKeys);
+    code.add(r12, this.#chunkKeys);
     code.jump(chunk);
     code.bind(done);
     code.broadcastConstant(width, 1, Float32Array.of(1));
@@ -337,6 +342,24 @@ class AttentionCode {
     });
   }
 
+  #callSoftmax(rows: number): void {
+    const code = this.#code;
+    const [some, done] = [new Label(), new Label()];
+    code.set(rbp, rows);
+    if (this.#form.shape.window === 0) {
+      // The first row ends before the others.
+      code.address(rax, at(r12, this.#chunkKeys));
+      code.loadDword(rcx, at(rsi, this.#work.ends));
+      code.compareRegisters(rcx, rax);
+      code.jumpIf('below', some);
+      code.call(this.#softmax.whole);
+      code.jump(done);
+    }
+    code.bind(some);
+    code.call(this.#softmax.masked);
+    code.bind(done);
+  }
+
   /**
    * The pages of the chunk at r12, of which r14 keys count. For each: rbx its first key within the chunk, rbp how many
    * there are, rdx the page of the head, rcx the first key's place in it.
@@ -344,7 +367,7 @@ class AttentionCode {
   #spans(each: () => void): void {
     const code = this.#code;
     const { shape, blockTokens } = this.#form;
-    const span = Math.min(blockTokens, chunkKeys);
+    const span = Math.min(blockTokens, this.#chunkKeys);
     const [next, less] = [new Label(), new Label()];
     code.set(rbx, 0);
     code.bind(next);
@@ -417,7 +440,7 @@ class AttentionCode {
     const { shape, blockTokens, dtype } = this.#form;
     const { headDim } = shape;
     const element = this.#element;
-    const vectors = this.#vectors(rows, Math.min(blockTokens, chunkKeys) / this.#lanes);
+    const vectors = this.#vectors(rows, Math.min(blockTokens, this.#chunkKeys) / this.#lanes);
     const keys = vectors * this.#lanes;
     code.copy(rax, rcx);
     if (element > 1) code.shiftLeft(rax, Math.log2(element));
@@ -455,7 +478,7 @@ class AttentionCode {
       for (let row = 0; row < rows; row++) {
         const sum = row * vectors + vector;
         if (dtype === 'int8') code.binary(width, 'mulps', sum, sum, 15);
-        code.store(width, at(r9, row * chunkKeys * 4 + vector * width), sum);
+        code.store(width, at(r9, row * this.#chunkKeys * 4 + vector * width), sum);
       }
     }
     code.compare(rbp, keys);
@@ -503,7 +526,7 @@ class AttentionCode {
           const from = at(r10, index * step + vector * this.#lanes * element);
           this.#loadElements(width === 64 && vectors === 1 ? 12 : this.#vector(vector), from);
         }
-        this.#multiplyAdd(rows, vectors, (row) => at(r11, row * chunkKeys * 4 + index * 4));
+        this.#multiplyAdd(rows, vectors, (row) => at(r11, row * this.#chunkKeys * 4 + index * 4));
       };
       const [four, few, one, done] = [new Label(), new Label(), new Label(), new Label()];
       code.bind(four);
@@ -542,8 +565,8 @@ class AttentionCode {
     code.bind(next);
     code.load(width, 0, at(r8));
     for (let row = 0; row < rows; row++) {
-      code.binary(width, 'mulps', 1, 0, at(r10, row * chunkKeys * 4));
-      code.store(width, at(r10, row * chunkKeys * 4), 1);
+      code.binary(width, 'mulps', 1, 0, at(r10, row * this.#chunkKeys * 4));
+      code.store(width, at(r10, row * this.#chunkKeys * 4), 1);
     }
     code.compare(r15, this.#lanes);
     code.jumpIf('belowOrEqual', done);
@@ -558,43 +581,32 @@ class AttentionCode {
    * A function of rbp rows: their scores of the chunk at r12 become weights, their maxima, sums and outputs are brought up
    * to date.
    */
-  #emitSoftmax(): void {
+  #emitSoftmax(kind: 'whole' | 'masked'): void {
     const code = this.#code;
     const width = this.#width;
     const { headDim } = this.#form.shape;
     const { scores, ends, starts, maxima, sums, outputs } = this.#work;
-    const vectors = chunkKeys / this.#lanes;
+    const vectors = this.#chunkKeys / this.#lanes;
     const [end, start, highest, total, factor, scratch, exponent, constant] = [8, 9, 10, 11, 12, 13, 14, 15];
-    code.bind(this.#softmax);
+    code.bind(this.#softmax[kind]);
     code.address(r8, at(rsi, scores));
     code.address(r9, at(rsi, ends));
     code.address(r10, at(rsi, outputs));
     code.storeQuadword(at(rdi, 8 * (attentionArgumentWords - 1)), r12);
     const row = new Label();
     code.bind(row);
-    // Places of the chunk's keys: more than start, less than end.
-    code.broadcast(width, scratch, at(rdi, 8 * (attentionArgumentWords - 1)));
-    code.broadcast(width, end, at(r9));
-    code.broadcast(width, start, at(r9, starts - ends));
-    code.binary(width, 'psubd', end, end, scratch);
-    code.binary(width, 'psubd', start, start, scratch);
-    code.broadcastConstant(width, factor, Float32Array.of(masked));
+    if (kind === 'masked') {
+      // Places of the chunk's keys: more than start, less than end.
+      code.broadcast(width, scratch, at(rdi, 8 * (attentionArgumentWords - 1)));
+      code.broadcast(width, end, at(r9));
+      code.broadcast(width, start, at(r9, starts - ends));
+      code.binary(width, 'psubd', end, end, scratch);
+      code.binary(width, 'psubd', start, start, scratch);
+      code.broadcastConstant(width, factor, Float32Array.of(masked));
+    }
     for (let i = 0; i < vectors; i++) {
-      const places = Int32Array.from({ length: this.#lanes }, (_, lane) => i * this.#lanes + lane);
-      code.loadConstant(width, scratch, new Uint8Array(places.buffer));
-      if (width === 64) {
-        code.greaterMask(1, end, scratch);
-        code.greaterMask(1, scratch, start, 1);
-        code.move(64, i, factor);
-        code.loadMerging(i, at(r8, i * width), 1);
-      } else {
-        code.binary(32, 'pcmpgtd', exponent, end, scratch);
-        code.binary(32, 'pcmpgtd', scratch, scratch, start);
-        code.binary(32, 'pand', exponent, exponent, scratch);
-        code.binary(32, 'pand', i, exponent, at(r8, i * width));
-        code.binary(32, 'pandn', exponent, exponent, factor);
-        code.binary(32, 'por', i, i, exponent);
-      }
+      if (kind === 'whole') code.load(width, i, at(r8, i * width));
+      else this.#maskedLoad(i, [end, start, scratch, exponent, factor]);
       if (i === 0) code.move(width, highest, 0);
       else code.binary(width, 'maxps', highest, highest, i);
     }
@@ -619,11 +631,33 @@ class AttentionCode {
       code.binary(width, 'mulps', 0, factor, at(r10, byte));
       code.store(width, at(r10, byte), 0);
     }
-    code.add(r8, chunkKeys * 4);
+    code.add(r8, this.#chunkKeys * 4);
     code.add(r9, 4);
     code.add(r10, headDim * 4);
     code.subtract(rbp, 1);
     code.jumpIf('notEqual', row);
     code.return();
+  }
+
+  /** The scores of vector `i` at r8, those that are not seen as small as can be. */
+  #maskedLoad(i: number, registers: readonly [number, number, number, number, number]): void {
+    const code = this.#code;
+    const width = this.#width;
+    const [end, start, scratch, more, least] = registers;
+    const places = Int32Array.from({ length: this.#lanes }, (_, lane) => i * this.#lanes + lane);
+    code.loadConstant(width, scratch, new Uint8Array(places.buffer));
+    if (width === 64) {
+      code.greaterMask(1, end, scratch);
+      code.greaterMask(1, scratch, start, 1);
+      code.move(64, i, least);
+      code.loadMerging(i, at(r8, i * width), 1);
+      return;
+    }
+    code.binary(32, 'pcmpgtd', more, end, scratch);
+    code.binary(32, 'pcmpgtd', scratch, scratch, start);
+    code.binary(32, 'pand', more, more, scratch);
+    code.binary(32, 'pand', i, more, at(r8, i * width));
+    code.binary(32, 'pandn', more, more, least);
+    code.binary(32, 'por', i, i, more);
   }
 }
