@@ -10,13 +10,13 @@ import { addressOf, type Pointer } from '../../ort/library.ts';
 import { type NativeFunction, nativeFunction } from '../../ort/native-code.ts';
 import type { AttentionShape } from './attention-reference.ts';
 import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
+import { attendsInIntegers, attentionCode } from './x64/attention.ts';
 import {
   attentionArguments,
   attentionArgumentWords,
-  attentionCode,
   attentionWorkBytes,
   hasAttentionCode,
-} from './x64/attention.ts';
+} from './x64/attention-skeleton.ts';
 import type { InstructionSet } from './x64/processor.ts';
 
 export type KvDType = 'float32' | 'bfloat16' | 'int8';
@@ -54,6 +54,7 @@ interface AttentionExports {
   prepareInt8: Prepare;
   copyBlock(
     elementBytes: number,
+    fours: number,
     layer: number,
     from: number,
     to: number,
@@ -116,7 +117,7 @@ export function pageBytes(
   return shape.kvHeads * ((shape.headDim + padded) * blockTokens * elementBytes[dtype] + scales);
 }
 
-const shapeWords = 12;
+const shapeWords = 16;
 const aligned = (bytes: number): number => Math.ceil(bytes / 64) * 64;
 
 export class PagedAttention {
@@ -198,7 +199,7 @@ export class PagedAttention {
     let pages = scratch;
     for (const [index, shape] of shapes.entries()) {
       const shapeAddress = shapesAt + index * shapeWords * 4;
-      writeShape(memory, shapeAddress, shape, this.#options.blockTokens);
+      writeShape(memory, shapeAddress, shape, this.#options.blockTokens, this.#fours(shape));
       layers.push({ group, shape, shapeAddress, pages, native: this.#nativeAttention(group, shape, pages) });
       pages += sizes[index]!;
     }
@@ -233,6 +234,14 @@ export class PagedAttention {
     }
     group.prepare(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset);
     native();
+  }
+
+  /** 1 where int8 keys and values lie in fours. */
+  #fours(shape: AttentionShape): number {
+    const { instructions, blockTokens, dtype } = this.#options;
+    return instructions !== undefined && attendsInIntegers({ shape, blockTokens, dtype }, instructions)
+      ? 1
+      : 0;
   }
 
   #nativeAttention(group: Group, shape: AttentionShape, pages: number): (() => void) | undefined {
@@ -271,7 +280,17 @@ export class PagedAttention {
       if (shape.kvHeads === 0) continue;
       const { kvHeads, headDim } = shape;
       const { dtype, blockTokens } = this.#options;
-      group.exports.copyBlock(elementBytes[dtype], pages, from, to, rows, kvHeads, headDim, blockTokens);
+      group.exports.copyBlock(
+        elementBytes[dtype],
+        this.#fours(shape),
+        pages,
+        from,
+        to,
+        rows,
+        kvHeads,
+        headDim,
+        blockTokens,
+      );
     }
   }
 }
@@ -281,6 +300,7 @@ function writeShape(
   at: number,
   shape: AttentionShape,
   blockTokens: number,
+  fours: number,
 ): void {
   const queryWidth = shape.heads * shape.headDim;
   const keyWidth = shape.kvHeads * shape.headDim;
@@ -297,6 +317,7 @@ function writeShape(
     keyWidth,
     keyWidth,
     queryWidth,
+    fours,
   ]);
   new Float32Array(memory.buffer, at + 24, 2).set([shape.scale, shape.softcap]);
 }

@@ -6,7 +6,7 @@
  * words, its block table starts (block ids), and a word that is not for the kernel.
  * `shape`, 32 bits each: 0 query heads, 1 KV heads, 2 headDim, 3 rotaryDim, 4 blockTokens, 5 window (0: none),
  * 6 scale (f32), 7 softcap (f32, 0: none), 8 / 9 / 10 floats from one packed row to the next in q / k / v,
- * 11 the same in out.
+ * 11 the same in out, 12 whether int8 keys and values lie in fours (lib/pages.ts).
  *
  * The arithmetic of a row does not depend on which other rows are in the batch: chunks of keys start at multiples of
  * 64 positions, and the tiling over rows only shares loads.
@@ -86,6 +86,23 @@ function write<T>(page: usize, slot: i32, k: usize, v: usize, headDim: i32, bloc
       to += step;
       row += 1;
     }
+  }
+}
+
+/** As `write`, of int8 in fours. */
+function writeFours(page: usize, slot: i32, k: usize, v: usize, headDim: i32, blockTokens: i32): void {
+  const scales = page + scalesOffset<i8>(headDim, blockTokens) + (<usize>slot << 2);
+  const ks = scaleOf(k, headDim);
+  const vs = scaleOf(v, headDim);
+  store<f32>(scales, ks);
+  store<f32>(scales + (<usize>blockTokens << 2), vs);
+  const ki: f32 = ks > 0 ? 1 / ks : 0;
+  const vi: f32 = vs > 0 ? 1 / vs : 0;
+  const values = page + valuesOffset<i8>(headDim, blockTokens) + <usize>((slot >> 2) * headDim * 4 + (slot & 3));
+  for (let d = 0; d < headDim; d++) {
+    const from = <usize>d << 2;
+    store<i8>(page + <usize>(((d >> 2) * blockTokens + slot) * 4 + (d & 3)), <i8>nearest(load<f32>(k + from) * ki));
+    store<i8>(values + from, <i8>nearest(load<f32>(v + from) * vi));
   }
 }
 
@@ -364,6 +381,7 @@ function prepare<T>(plan: usize, shape: usize, layer: usize, q: usize, k: usize,
   const scale = load<f32>(shape, 24);
   const qRow = <usize>load<i32>(shape, 32) << 2, kRow = <usize>load<i32>(shape, 36) << 2;
   const vRow = <usize>load<i32>(shape, 40) << 2;
+  const fours = load<i32>(shape, 48);
   const head = headBytes<T>(headDim, blockTokens);
   const page = head * <usize>kvHeads;
   const headRow = <usize>headDim << 2;
@@ -395,7 +413,8 @@ function prepare<T>(plan: usize, shape: usize, layer: usize, q: usize, k: usize,
       let y = v + (row + <usize>i) * vRow;
       for (let h = 0; h < kvHeads; h++, x += headRow, y += headRow, to += head) {
         if (rotary > 0) rotate(x, angles, rotary >> 1);
-        write<T>(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
+        if (fours) writeFours(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
+        else write<T>(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
       }
     }
   }
@@ -485,10 +504,39 @@ function copyTokens<T>(layer: usize, from: i32, to: i32, rows: i32, kvHeads: i32
   }
 }
 
+/** As `copyTokens`, of int8 in fours. */
+function copyFours(layer: usize, from: i32, to: i32, rows: i32, kvHeads: i32, headDim: i32, blockTokens: i32): void {
+  const head = headBytes<i8>(headDim, blockTokens);
+  let source = layer + <usize>(from * kvHeads) * head;
+  let target = layer + <usize>(to * kvHeads) * head;
+  const offset = valuesOffset<i8>(headDim, blockTokens);
+  const scales = scalesOffset<i8>(headDim, blockTokens);
+  const second = scales + (<usize>blockTokens << 2);
+  const whole = rows & ~3;
+  for (let h = 0; h < kvHeads; h++, source += head, target += head) {
+    for (let four = 0; four < headDim >> 2; four++) {
+      const at = <usize>(four * blockTokens) << 2;
+      memory.copy(target + at, source + at, <usize>rows << 2);
+    }
+    memory.copy(target + offset, source + offset, <usize>(whole * headDim));
+    for (let row = whole; row < rows; row++) {
+      const at = offset + <usize>(whole * headDim + (row & 3));
+      for (let d = 0; d < headDim; d++) {
+        const byte = at + (<usize>d << 2);
+        store<i8>(target + byte, load<i8>(source + byte));
+      }
+    }
+    memory.copy(target + scales, source + scales, <usize>rows << 2);
+    memory.copy(target + second, source + second, <usize>rows << 2);
+  }
+}
+
 export function copyBlock(
-  elementBytes: i32, layer: usize, from: i32, to: i32, rows: i32, kvHeads: i32, headDim: i32, blockTokens: i32,
+  elementBytes: i32, fours: i32, layer: usize, from: i32, to: i32, rows: i32, kvHeads: i32, headDim: i32,
+  blockTokens: i32,
 ): void {
   if (elementBytes == 4) copyTokens<f32>(layer, from, to, rows, kvHeads, headDim, blockTokens);
   else if (elementBytes == 2) copyTokens<u16>(layer, from, to, rows, kvHeads, headDim, blockTokens);
+  else if (fours) copyFours(layer, from, to, rows, kvHeads, headDim, blockTokens);
   else copyTokens<i8>(layer, from, to, rows, kvHeads, headDim, blockTokens);
 }

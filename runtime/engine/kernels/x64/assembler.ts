@@ -204,6 +204,10 @@ export class Assembler {
     this.#vector(width, encoding(1, 1, 0x72), 6, to, from, { immediate: count });
   }
 
+  shiftDwordsRight(width: Width, to: number, from: number, count: number): void {
+    this.#vector(width, encoding(1, 1, 0x72), 2, to, from, { immediate: count });
+  }
+
   /** Within 16 bytes: place i gets the float that two bits of `order` name. */
   permuteFloats(width: Width, to: number, from: number, order: number): void {
     this.#vector(width, encoding(3, 1, 0x04), to, 0, from, { immediate: order });
@@ -243,6 +247,11 @@ export class Assembler {
   /** The low float. */
   storeFloat(to: Memory, from: number): void {
     this.#vector(16, encoding(1, 2, 0x11), from, 0, to, {});
+  }
+
+  /** The low float of any of 32 registers. */
+  storeFloatWide(to: Memory, from: number): void {
+    this.#vector(64, encoding(1, 2, 0x11), from, 0, to, { unit: 4 });
   }
 
   /** Clears the upper halves of vectors, for code in the old form that follows. */

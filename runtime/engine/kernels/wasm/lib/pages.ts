@@ -1,7 +1,8 @@
 /**
  * A page holds blockTokens tokens of one layer, for every KV head: K as [headDim][blockTokens], V as
  * [blockTokens][vStride] (headDim rounded up to 8), and for int8 one float scale per token for K and one for V.
- * T is the element: f32, u16 (bfloat16), i8.
+ * T is the element: f32, u16 (bfloat16), i8. For attention in integers (../../x64/attention-int8.ts) int8 lies in fours of
+ * what is summed over: K as [headDim / 4][blockTokens][4], V as [blockTokens / 4][headDim][4].
  */
 
 /** Elements from one token's V to the next. */

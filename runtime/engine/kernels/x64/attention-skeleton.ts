@@ -1,0 +1,502 @@
+/**
+ * What machine code of paged attention on one layer has in common, whatever it multiplies: queries, rotated and scaled, attend causally over pages of keys and values
+ * (../wasm/lib/pages.ts tells their layout). A layer's shape enters, code leaves. The algorithm is that of
+ * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of keys with a running maximum and sum. What a row
+ * gives does not depend on the rows beside it.
+ *
+ * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
+ * vectors, so that there are always enough sums in flight.
+ */
+import assert from 'node:assert';
+import type { AttentionShape } from '../attention-reference.ts';
+import {
+  Assembler,
+  at,
+  Label,
+  type Memory,
+  r8,
+  r9,
+  r10,
+  r12,
+  r13,
+  r14,
+  r15,
+  rax,
+  rbp,
+  rbx,
+  rcx,
+  rdi,
+  rdx,
+  rsi,
+} from './assembler.ts';
+import type { InstructionSet } from './processor.ts';
+import { emitEverywhere, emitExponential } from './vector-math.ts';
+
+export interface AttentionForm {
+  readonly shape: AttentionShape;
+  readonly blockTokens: number;
+  readonly dtype: 'float32' | 'bfloat16' | 'int8';
+}
+
+/** Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. */
+export const attentionArguments = { plan: 0, layer: 1, q: 2, out: 3, work: 4 } as const;
+const frame = {
+  ...attentionArguments,
+  slices: 5,
+  entry: 6,
+  table: 7,
+  head: 8,
+  headLayer: 9,
+  left: 10,
+  query: 11,
+} as const;
+const more = {
+  position: 12,
+  within: 13,
+  outAt: 14,
+  outPosition: 15,
+  outWithin: 16,
+  sliceQ: 17,
+  sliceOut: 18,
+} as const;
+const slots = { ...frame, ...more };
+export const attentionArgumentWords = 20;
+
+export const tileRows = 12;
+const masked = -1e30;
+
+/** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
+export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean {
+  return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
+}
+
+/** Keys whose weights the softmax holds in registers at once: eight vectors. */
+const chunkKeysOf = (width: 32 | 64): number => (8 * width) / 4;
+
+const places = {
+  /** [rows, headDim] float32, or as many bytes. */
+  queries: (headDim: number) => tileRows * headDim * 4,
+  /** [rows, headDim]. */
+  outputs: (headDim: number) => tileRows * headDim * 4,
+  /** [rows, keys of a chunk]. */
+  scores: () => tileRows * chunkKeysOf(64) * 4,
+  /** The rest is a number for each row: its end and one before its start, its running maximum and sum. */
+  ends: () => 64,
+  starts: () => 64,
+  maxima: () => 64,
+  sums: () => 64,
+  /** For integers alone: what a query's step stands for, what its products are centred by; the same of its weights. */
+  querySteps: () => 64,
+  queryCentres: () => 64,
+  weightSteps: () => 64,
+  weightCentres: () => 64,
+  /** [keys of a chunk]. */
+  valueSteps: () => chunkKeysOf(64) * 4,
+  /** [rows, keys of a chunk] bytes each. */
+  highWeights: () => tileRows * chunkKeysOf(64),
+  lowWeights: () => tileRows * chunkKeysOf(64),
+} as const;
+
+export type WorkPlaces = Readonly<Record<keyof typeof places, number>>;
+
+function layOut(headDim: number): { readonly work: WorkPlaces; readonly bytes: number } {
+  let bytes = 0;
+  const work: Record<string, number> = {};
+  for (const [name, size] of Object.entries(places)) {
+    work[name] = bytes;
+    bytes += size(headDim);
+  }
+  return { work: work as WorkPlaces, bytes };
+}
+
+/** Bytes that the code works in, at `work`. */
+export function attentionWorkBytes({ shape }: AttentionForm): number {
+  return layOut(shape.headDim).bytes;
+}
+
+export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
+
+export abstract class AttentionSkeleton {
+  protected readonly code = new Assembler();
+  protected readonly form: AttentionForm;
+  protected readonly width: 32 | 64;
+  protected readonly chunkKeys: number;
+  protected readonly work: WorkPlaces;
+  /** For chunks of which every row sees every key, and for the others. */
+  protected readonly softmax = { whole: new Label(), masked: new Label() };
+
+  constructor(form: AttentionForm, instructions: InstructionSet) {
+    assert(hasAttentionCode(form));
+    this.form = form;
+    this.width = instructions === 'avx512' ? 64 : 32;
+    this.chunkKeys = chunkKeysOf(this.width);
+    this.work = layOut(form.shape.headDim).work;
+  }
+
+  protected get lanes(): number {
+    return this.width / 4;
+  }
+
+  /** Bytes of a head's keys in a page, of its keys and values, and of all. */
+  protected get head(): { readonly keys: number; readonly scales: number; readonly bytes: number } {
+    const { shape, blockTokens, dtype } = this.form;
+    const keys = shape.headDim * blockTokens * elementBytes[dtype];
+    return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
+  }
+
+  protected slot(name: keyof typeof slots): Memory {
+    return at(rdi, 8 * slots[name]);
+  }
+
+  finish(): Uint8Array {
+    const code = this.code;
+    const { shape } = this.form;
+    const saved = [rbx, rbp, r12, r13, r14, r15];
+    for (const register of saved) code.push(register);
+    code.loadQuad(rsi, this.slot('work'));
+    code.loadQuad(rax, this.slot('plan'));
+    code.loadDword(rcx, at(rax));
+    code.storeQuadword(this.slot('slices'), rcx);
+    code.add(rax, 4);
+    code.storeQuadword(this.slot('entry'), rax);
+    const [slice, done] = [new Label(), new Label()];
+    code.bind(slice);
+    code.loadQuad(rcx, this.slot('slices'));
+    code.compare(rcx, 0);
+    code.jumpIf('equal', done);
+    this.slice();
+    code.loadQuad(rcx, this.slot('slices'));
+    code.subtract(rcx, 1);
+    code.storeQuadword(this.slot('slices'), rcx);
+    code.loadQuad(rax, this.slot('entry'));
+    code.add(rax, 20);
+    code.storeQuadword(this.slot('entry'), rax);
+    code.jump(slice);
+    code.bind(done);
+    code.zeroUpper();
+    for (const register of saved.reverse()) code.pop(register);
+    code.return();
+    this.emitSoftmax('whole');
+    this.emitSoftmax('masked');
+    assert(shape.heads % shape.kvHeads === 0);
+    return code.finish();
+  }
+
+  protected slice(): void {
+    const code = this.code;
+    const { heads, kvHeads, headDim } = this.form.shape;
+    const rowBytes = heads * headDim * 4;
+    const groupBytes = (heads / kvHeads) * headDim * 4;
+    // Entry: first row, rows, position, where the block table is in the plan.
+    code.loadQuad(rax, this.slot('entry'));
+    code.loadDword(rcx, at(rax, 12));
+    code.shiftLeft(rcx, 2);
+    code.loadQuad(rdx, this.slot('plan'));
+    code.addRegister(rcx, rdx);
+    code.storeQuadword(this.slot('table'), rcx);
+    code.loadDword(rcx, at(rax));
+    code.multiply(rcx, rcx, rowBytes);
+    for (const [from, to] of [
+      ['q', 'sliceQ'],
+      ['out', 'sliceOut'],
+    ] as const) {
+      code.loadQuad(rdx, this.slot(from));
+      code.addRegister(rdx, rcx);
+      code.storeQuadword(this.slot(to), rdx);
+    }
+    code.loadQuad(rdx, this.slot('layer'));
+    code.storeQuadword(this.slot('headLayer'), rdx);
+    code.set(rdx, kvHeads);
+    code.storeQuadword(this.slot('head'), rdx);
+    const head = new Label();
+    code.bind(head);
+    code.loadQuad(rax, this.slot('entry'));
+    code.loadDword(rcx, at(rax, 4));
+    code.multiply(rcx, rcx, heads / kvHeads);
+    code.storeQuadword(this.slot('left'), rcx);
+    code.loadDword(rcx, at(rax, 8));
+    code.set(rdx, 0);
+    for (const name of ['position', 'outPosition'] as const) code.storeQuadword(this.slot(name), rcx);
+    for (const name of ['within', 'outWithin'] as const) code.storeQuadword(this.slot(name), rdx);
+    for (const [from, to] of [
+      ['sliceQ', 'query'],
+      ['sliceOut', 'outAt'],
+    ] as const) {
+      code.loadQuad(rdx, this.slot(from));
+      code.storeQuadword(this.slot(to), rdx);
+    }
+    this.tiles();
+    for (const name of ['sliceQ', 'sliceOut'] as const) {
+      code.loadQuad(rdx, this.slot(name));
+      code.add(rdx, groupBytes);
+      code.storeQuadword(this.slot(name), rdx);
+    }
+    code.loadQuad(rdx, this.slot('headLayer'));
+    code.add(rdx, this.head.bytes);
+    code.storeQuadword(this.slot('headLayer'), rdx);
+    code.loadQuad(rdx, this.slot('head'));
+    code.subtract(rdx, 1);
+    code.storeQuadword(this.slot('head'), rdx);
+    code.jumpIf('notEqual', head);
+  }
+
+  /** All query rows of a slice and a KV head. */
+  protected tiles(): void {
+    const code = this.code;
+    const [next, done] = [new Label(), new Label()];
+    const parts = Array.from({ length: tileRows }, () => new Label());
+    code.bind(next);
+    code.loadQuad(rcx, this.slot('left'));
+    for (let rows = 1; rows < tileRows; rows++) {
+      code.compare(rcx, rows);
+      code.jumpIf('equal', parts[rows - 1]!);
+    }
+    code.compare(rcx, 0);
+    code.jumpIf('equal', done);
+    for (const rows of Array.from({ length: tileRows }, (_, i) => tileRows - i)) {
+      code.bind(parts[rows - 1]!);
+      this.tile(rows);
+      code.loadQuad(rcx, this.slot('left'));
+      code.subtract(rcx, rows);
+      code.storeQuadword(this.slot('left'), rcx);
+      code.jump(next);
+    }
+    code.bind(done);
+  }
+
+  /** Walks over the tile's rows: rax is a row's place, rcx its position, rdx its head within the group. */
+  protected walk(
+    rows: number,
+    [place, position, within]: readonly [
+      'query' | 'outAt',
+      'position' | 'outPosition',
+      'within' | 'outWithin',
+    ],
+    each: (row: number) => void,
+  ): void {
+    const code = this.code;
+    const { heads, kvHeads, headDim } = this.form.shape;
+    const group = heads / kvHeads;
+    code.loadQuad(rax, this.slot(place));
+    code.loadQuad(rcx, this.slot(position));
+    code.loadQuad(rdx, this.slot(within));
+    for (let row = 0; row < rows; row++) {
+      each(row);
+      const same = new Label();
+      code.add(rax, headDim * 4);
+      code.add(rdx, 1);
+      code.compare(rdx, group);
+      code.jumpIf('notEqual', same);
+      code.set(rdx, 0);
+      code.add(rcx, 1);
+      code.add(rax, (heads - group) * headDim * 4);
+      code.bind(same);
+    }
+    code.storeQuadword(this.slot(place), rax);
+    code.storeQuadword(this.slot(position), rcx);
+    code.storeQuadword(this.slot(within), rdx);
+  }
+
+  protected tile(rows: number): void {
+    const code = this.code;
+    const width = this.width;
+    const { headDim, window } = this.form.shape;
+    const { outputs, ends, starts, maxima, sums } = this.work;
+    const rowBytes = headDim * 4;
+    this.walk(rows, ['query', 'position', 'within'], (row) => {
+      this.query(row);
+      code.address(rbx, at(rcx, 1));
+      code.storeDword(at(rsi, ends + 4 * row), rbx);
+      // One before the first key that the row sees.
+      code.set(rbx, -1);
+      if (window > 0) code.address(rbx, at(rcx, -window));
+      code.storeDword(at(rsi, starts + 4 * row), rbx);
+      if (row === rows - 1) code.address(r13, at(rcx, 1));
+      if (row > 0) return;
+      code.set(r12, 0);
+      if (window === 0) return;
+      const fromStart = new Label();
+      code.compare(rcx, window);
+      code.jumpIf('below', fromStart);
+      code.address(r12, at(rcx, 1 - window));
+      code.and(r12, -this.chunkKeys);
+      code.bind(fromStart);
+    });
+    code.binary(width, 'pxor', 0, 0, 0);
+    for (let byte = 0; byte < rows * rowBytes; byte += width) code.store(width, at(rsi, outputs + byte), 0);
+    for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, sums + byte), 0);
+    code.broadcastConstant(width, 0, Float32Array.of(masked));
+    for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, maxima + byte), 0);
+    const [chunk, done, below] = [new Label(), new Label(), new Label()];
+    code.bind(chunk);
+    code.compareRegisters(r12, r13);
+    code.jumpIf('aboveOrEqual', done);
+    code.copy(r14, r13);
+    code.subtractRegister(r14, r12);
+    code.compare(r14, this.chunkKeys);
+    code.jumpIf('belowOrEqual', below);
+    code.set(r14, this.chunkKeys);
+    code.bind(below);
+    this.spans(() => this.scores(rows));
+    this.callSoftmax(rows);
+    this.values(rows);
+    code.add(r12, this.chunkKeys);
+    code.jump(chunk);
+    code.bind(done);
+    code.broadcastConstant(width, 1, Float32Array.of(1));
+    this.walk(rows, ['outAt', 'outPosition', 'outWithin'], (row) => {
+      code.broadcast(width, 0, at(rsi, sums + 4 * row));
+      code.binary(width, 'divps', 0, 1, 0);
+      for (let byte = 0; byte < rowBytes; byte += width) {
+        code.binary(width, 'mulps', 2, 0, at(rsi, outputs + row * rowBytes + byte));
+        code.store(width, at(rax, byte), 2);
+      }
+    });
+  }
+
+  /** The query at rax becomes the tile's row; registers from rbx on, but for rcx and rdx, are free. */
+  protected abstract query(row: number): void;
+  /** Scores of a span's keys, as `spans` tells it, to the chunk's. */
+  protected abstract scores(rows: number): void;
+  /** What the softmax makes of a row, in the first registers: r8 is its place among scores, r9 among ends. */
+  protected abstract weights(): void;
+  /** Adds the chunk's values, weighted, to the tile's outputs. */
+  protected abstract values(rows: number): void;
+
+  protected callSoftmax(rows: number): void {
+    const code = this.code;
+    const [some, done] = [new Label(), new Label()];
+    code.set(rbp, rows);
+    if (this.form.shape.window === 0) {
+      // The first row ends before the others.
+      code.address(rax, at(r12, this.chunkKeys));
+      code.loadDword(rcx, at(rsi, this.work.ends));
+      code.compareRegisters(rcx, rax);
+      code.jumpIf('below', some);
+      code.call(this.softmax.whole);
+      code.jump(done);
+    }
+    code.bind(some);
+    code.call(this.softmax.masked);
+    code.bind(done);
+  }
+
+  /**
+   * The pages of the chunk at r12, of which r14 keys count. For each: rbx its first key within the chunk, rbp how many
+   * there are, rdx the page of the head, rcx the first key's place in it.
+   */
+  protected spans(each: () => void): void {
+    const code = this.code;
+    const { shape, blockTokens } = this.form;
+    const span = Math.min(blockTokens, this.chunkKeys);
+    const [next, less] = [new Label(), new Label()];
+    code.set(rbx, 0);
+    code.bind(next);
+    code.address(rcx, at(r12));
+    code.addRegister(rcx, rbx);
+    code.copy(rdx, rcx);
+    code.shiftRight(rdx, Math.log2(blockTokens));
+    code.shiftLeft(rdx, 2);
+    code.loadQuad(rax, this.slot('table'));
+    code.addRegister(rdx, rax);
+    code.loadDword(rdx, at(rdx));
+    code.multiply(rdx, rdx, shape.kvHeads * this.head.bytes);
+    code.loadQuad(rax, this.slot('headLayer'));
+    code.addRegister(rdx, rax);
+    code.and(rcx, blockTokens - 1);
+    code.copy(rbp, r14);
+    code.subtractRegister(rbp, rbx);
+    code.compare(rbp, span);
+    code.jumpIf('belowOrEqual', less);
+    code.set(rbp, span);
+    code.bind(less);
+    each();
+    code.add(rbx, span);
+    code.compareRegisters(rbx, r14);
+    code.jumpIf('below', next);
+  }
+
+  /**
+   * A function of rbp rows: their scores of the chunk at r12 become weights, their maxima, sums and outputs are brought up
+   * to date.
+   */
+  protected emitSoftmax(kind: 'whole' | 'masked'): void {
+    const code = this.code;
+    const width = this.width;
+    const { headDim } = this.form.shape;
+    const { scores, ends, starts, maxima, sums, outputs } = this.work;
+    const vectors = this.chunkKeys / this.lanes;
+    const [end, start, highest, total, factor, scratch, exponent, constant] = [8, 9, 10, 11, 12, 13, 14, 15];
+    code.bind(this.softmax[kind]);
+    code.address(r8, at(rsi, scores));
+    code.address(r9, at(rsi, ends));
+    code.address(r10, at(rsi, outputs));
+    code.storeQuadword(at(rdi, 8 * (attentionArgumentWords - 1)), r12);
+    const row = new Label();
+    code.bind(row);
+    if (kind === 'masked') {
+      // Places of the chunk's keys: more than start, less than end.
+      code.broadcast(width, scratch, at(rdi, 8 * (attentionArgumentWords - 1)));
+      code.broadcast(width, end, at(r9));
+      code.broadcast(width, start, at(r9, starts - ends));
+      code.binary(width, 'psubd', end, end, scratch);
+      code.binary(width, 'psubd', start, start, scratch);
+      code.broadcastConstant(width, factor, Float32Array.of(masked));
+    }
+    for (let i = 0; i < vectors; i++) {
+      if (kind === 'whole') code.load(width, i, at(r8, i * width));
+      else this.maskedLoad(i, [end, start, scratch, exponent, factor]);
+      if (i === 0) code.move(width, highest, 0);
+      else code.binary(width, 'maxps', highest, highest, i);
+    }
+    emitEverywhere(code, width, 'maxps', highest, scratch);
+    code.broadcast(width, factor, at(r9, maxima - ends));
+    code.binary(width, 'maxps', highest, highest, factor);
+    code.storeFloat(at(r9, maxima - ends), highest);
+    code.binary(width, 'subps', factor, factor, highest);
+    emitExponential(code, width, factor, [scratch, exponent, constant]);
+    code.binary(width, 'pxor', total, total, total);
+    for (let i = 0; i < vectors; i++) {
+      code.binary(width, 'subps', i, i, highest);
+      emitExponential(code, width, i, [scratch, exponent, constant]);
+      code.binary(width, 'addps', total, total, i);
+    }
+    this.weights();
+    emitEverywhere(code, width, 'addps', total, scratch);
+    code.broadcast(width, scratch, at(r9, sums - ends));
+    code.binary(width, 'fmadd231ps', total, scratch, factor);
+    code.storeFloat(at(r9, sums - ends), total);
+    for (let byte = 0; byte < headDim * 4; byte += width) {
+      code.binary(width, 'mulps', 0, factor, at(r10, byte));
+      code.store(width, at(r10, byte), 0);
+    }
+    code.add(r8, this.chunkKeys * 4);
+    code.add(r9, 4);
+    code.add(r10, headDim * 4);
+    code.subtract(rbp, 1);
+    code.jumpIf('notEqual', row);
+    code.return();
+  }
+
+  /** The scores of vector `i` at r8, those that are not seen as small as can be. */
+  protected maskedLoad(i: number, registers: readonly [number, number, number, number, number]): void {
+    const code = this.code;
+    const width = this.width;
+    const [end, start, scratch, more, least] = registers;
+    const places = Int32Array.from({ length: this.lanes }, (_, lane) => i * this.lanes + lane);
+    code.loadConstant(width, scratch, new Uint8Array(places.buffer));
+    if (width === 64) {
+      code.greaterMask(1, end, scratch);
+      code.greaterMask(1, scratch, start, 1);
+      code.move(64, i, least);
+      code.loadMerging(i, at(r8, i * width), 1);
+      return;
+    }
+    code.binary(32, 'pcmpgtd', more, end, scratch);
+    code.binary(32, 'pcmpgtd', scratch, scratch, start);
+    code.binary(32, 'pand', more, more, scratch);
+    code.binary(32, 'pand', i, more, at(r8, i * width));
+    code.binary(32, 'pandn', more, more, least);
+    code.binary(32, 'por', i, i, more);
+  }
+}
