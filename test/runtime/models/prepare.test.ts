@@ -77,7 +77,7 @@ function prepare(
   rank = 0,
   ranks = 1,
   folder: string | null = cacheDir,
-  blockProducts = false,
+  machineCode = false,
 ): Outcome {
   const warnings: string[] = [];
   const progress: [number, number][] = [];
@@ -85,7 +85,7 @@ function prepare(
     rank,
     ranks,
     cacheDir: folder,
-    blockProducts,
+    machineCode,
     warn: (message) => warnings.push(message),
     onProgress: (done, total) => progress.push([done, total]),
   });
