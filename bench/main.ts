@@ -1,5 +1,6 @@
 /** `npm run bench [-- <name> [options]]`: picks the benchmark; what follows its name are its own options. */
 import { benchHealth } from './health.ts';
+import { benchOperator } from './operator/main.ts';
 import { benchPeers } from './peers/main.ts';
 import { benchProfile } from './profile.ts';
 import { benchScheduling } from './scheduling.ts';
@@ -31,6 +32,12 @@ const benches: Readonly<Record<string, Bench>> = {
     usage: 'health [folder or GGUF] [--seconds 30] [--write]',
     does: '/health while decode is saturated and prompts of 5 MB arrive; --write puts the table into docs/',
     run: benchHealth,
+  },
+  operator: {
+    usage:
+      'operator [--services 1000] [--few 10] [--foreign-pods 10000] [--edits 20] [--seconds 120] [--write]',
+    does: 'many services beside many pods of others: requests, memory and latency; --write puts the table into docs/',
+    run: benchOperator,
   },
   soak: {
     usage: 'soak [requests] [--model <folder or GGUF>] [--write]',
