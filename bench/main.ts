@@ -22,7 +22,11 @@ const benches: Readonly<Record<string, Bench>> = {
     does: 'Sluice beside llama.cpp and OpenVINO GenAI; --write puts table and chart into docs/',
     run: benchPeers,
   },
-  profile: { usage: 'profile [model.gguf]', does: "a step's time by kind of node", run: benchProfile },
+  profile: {
+    usage: 'profile [model.gguf] [--write]',
+    does: "steps beside their floors, and a step's time by kind of node; --write puts both into docs/",
+    run: benchProfile,
+  },
   scheduling: {
     usage: 'scheduling [folder]',
     does: 'prefix caching, prefix-aware scheduling and chunked prefill, on against off',
