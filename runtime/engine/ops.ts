@@ -4,22 +4,30 @@
  * blocks) is the step's, set before the run.
  */
 
-import { type CustomOp, defineCustomOp } from '../ort/custom-op.ts';
+import { defineRowOp, type RowOp } from '../ort/custom-op.ts';
 import { addressOf, copyMemory, type Pointer } from '../ort/library.ts';
 import type { Collective } from './collective/collective.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import type { AttentionBuffers, PagedAttention } from './kernels/paged-attention.ts';
 
 /** What the kernels must know of the step in progress. */
-export interface StepState {
-  /** Packed rows of the run. */
-  tokens: number;
+export class StepState {
+  /** The number of packed rows of the run, where machine code finds it. */
+  readonly rows = new BigInt64Array(1);
   /** Made when the size of the pool is known, which is after the sessions. */
   attention: PagedAttention | undefined;
+
+  get tokens(): number {
+    return Number(this.rows[0]);
+  }
+
+  set tokens(count: number) {
+    this.rows[0] = BigInt(count);
+  }
 }
 
-export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepState): CustomOp {
-  return defineCustomOp({
+export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepState): RowOp {
+  return defineRowOp({
     name: 'PagedAttention',
     inputs: [{ dtype: 'float32' }, { dtype: 'float32' }, { dtype: 'float32' }],
     outputs: [{ dtype: 'float32' }],
@@ -30,15 +38,18 @@ export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepSt
       const rowBytes = width * 4;
       const keyBytes = kvHeads * headDim * 4;
       let addresses: Readonly<Record<keyof AttentionBuffers, Pointer>> | undefined;
-      return (context) => {
-        const { tokens } = step;
-        const attention = step.attention!;
-        addresses ??= bufferAddresses(attention.buffers(layer));
-        copyMemory(addresses.q, context.input(0), tokens * rowBytes);
-        copyMemory(addresses.k, context.input(1), tokens * keyBytes);
-        copyMemory(addresses.v, context.input(2), tokens * keyBytes);
-        attention.attend(layer);
-        copyMemory(context.output2d(0, tokens, width), addresses.out, tokens * rowBytes);
+      return {
+        columns: [width],
+        run(places) {
+          const tokens = places.rows;
+          const attention = step.attention!;
+          addresses ??= bufferAddresses(attention.buffers(layer));
+          copyMemory(addresses.q, places.input(0), tokens * rowBytes);
+          copyMemory(addresses.k, places.input(1), tokens * keyBytes);
+          copyMemory(addresses.v, places.input(2), tokens * keyBytes);
+          attention.attend(layer);
+          copyMemory(places.output(0), addresses.out, tokens * rowBytes);
+        },
       };
     },
   });
@@ -48,7 +59,7 @@ function bufferAddresses({ q, k, v, out }: AttentionBuffers): Record<keyof Atten
   return { q: addressOf(q), k: addressOf(k), v: addressOf(v), out: addressOf(out) };
 }
 
-export function allReduceOp(collective: Collective, step: StepState): CustomOp {
+export function allReduceOp(collective: Collective): RowOp {
   const addresses = new Map<number, Pointer>();
   /** A collective has a few buffers; their addresses are looked up once each. */
   const at = (view: Float32Array): Pointer => {
@@ -59,22 +70,21 @@ export function allReduceOp(collective: Collective, step: StepState): CustomOp {
     }
     return address;
   };
-  return defineCustomOp({
+  return defineRowOp({
     name: 'AllReduce',
     inputs: [{ dtype: 'float32' }],
     outputs: [{ dtype: 'float32' }],
-    attributes: { index: 'int', contributes: 'int' },
-    kernel({ contributes }) {
-      let columns: number | undefined;
-      return (context) => {
-        columns ??= context.inputShape(0)[1]!;
-        const count = step.tokens * columns;
+    attributes: { index: 'int', contributes: 'int', columns: 'int' },
+    kernel: ({ contributes, columns }) => ({
+      columns: [columns],
+      run(places) {
+        const count = places.rows * columns;
         const part = collective.contribution(count);
-        if (contributes === 1) copyMemory(at(part), context.input(0), count * 4);
+        if (contributes === 1) copyMemory(at(part), places.input(0), count * 4);
         else part.fill(0);
         const sum = collective.allReduce(count);
-        copyMemory(context.output2d(0, step.tokens, columns), at(sum), count * 4);
-      };
-    },
+        copyMemory(places.output(0), at(sum), count * 4);
+      },
+    }),
   });
 }

@@ -8,6 +8,8 @@ import { prepareRank, type QuantizedCompute } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import { rangeSize, type Shard } from '../models/shard.ts';
 import { CustomOpDomain } from '../ort/custom-op.ts';
+import { nativeAddresses } from '../ort/library.ts';
+import { placeCode } from '../ort/native-code.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import { type OpenOptions, openCheckpoint } from '../weights/open.ts';
 import { blockProductOp } from './block-product-op.ts';
@@ -19,7 +21,8 @@ import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
 import type { InstructionSet } from './kernels/x64/processor.ts';
-import { allReduceOp, pagedAttentionOp, type StepState } from './ops.ts';
+import { rowGatherCode } from './kernels/x64/row-gather.ts';
+import { allReduceOp, pagedAttentionOp, StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { RopeAngles } from './rope.ts';
 import { rowInt8Ops } from './row-int8-ops.ts';
@@ -105,15 +108,20 @@ export async function loadRank(
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
   });
   const layers = attentionShapes(model.spec, prepared.shard);
-  const state: StepState = { tokens: 0, attention: undefined };
-  const ops = new CustomOpDomain('sluice', [
+  const state = new StepState();
+  const { instructions } = load;
+  const ownOps = [
     pagedAttentionOp(layers, state),
-    allReduceOp(collective, state),
+    allReduceOp(collective),
     ...rowInt8Ops(state),
-    ...(load.instructions === null
+    ...(instructions === null
       ? []
-      : [blockProductOp(load.instructions, state), groupRowsOp(state), ...rowOps(load.instructions, state)]),
-  ]);
+      : [blockProductOp(instructions), groupRowsOp(state), ...rowOps(instructions)]),
+  ];
+  const ops = new CustomOpDomain('sluice', ownOps, {
+    rows: state.rows,
+    code: instructions === null ? undefined : placeCode(rowGatherCode(nativeAddresses)),
+  });
   const options = { customOps: [ops], threads: load.devices[rank]!.threads };
   const { manyRows } = prepared;
   const graphs = {

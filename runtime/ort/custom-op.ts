@@ -38,7 +38,77 @@ export interface CustomOp<
   /** Called once for each node when a session is created; the function it returns runs the node. */
   // biome-ignore lint/suspicious/noExplicitAny: method bivariance would hide wrong attribute types in defineCustomOp.
   kernel(attributes: any): (context: KernelContext) => void;
+  readonly rows?: undefined;
 }
+
+/**
+ * An op whose tensors are rows, as many as the run has: the addresses of its inputs and outputs are gathered before its
+ * kernel is called, by machine code where there is some (RowGather).
+ */
+export interface RowOp<
+  A extends Readonly<Record<string, AttributeKind>> = Readonly<Record<string, AttributeKind>>,
+> {
+  readonly name: string;
+  readonly inputs: readonly CustomOpPort[];
+  readonly outputs: readonly CustomOpPort[];
+  readonly attributes: A;
+  // biome-ignore lint/suspicious/noExplicitAny: as for CustomOp.
+  kernel(attributes: any): RowKernel;
+  readonly rows: true;
+}
+
+export interface RowKernel {
+  /** Of each output. */
+  readonly columns: readonly number[];
+  /** A function; or the address of machine code, which is called with the address of the node's words (rowWords). */
+  readonly run: ((places: RowPlaces) => void) | Pointer;
+}
+
+/** What a row op's kernel is given: 64-bit words of the node, whose address is that of its kernel. */
+export const rowWords = {
+  run: 0,
+  inputs: 1,
+  outputs: 2,
+  /** Where the number of rows is. */
+  rowsAddress: 3,
+  /** Rows of the run, and columns of an output: ORT's dimensions. */
+  rows: 4,
+  columns: 5,
+  value: 6,
+  /** Addresses of the inputs, then of the outputs, then the columns of each output. */
+  places: 7,
+} as const;
+
+/** Gathers a node's addresses into its words and calls what runs it: code, and the word from which it takes the rows. */
+export interface RowGather {
+  readonly code: Pointer;
+  readonly rows: BigInt64Array;
+}
+
+/** Addresses of a node's inputs and outputs, valid during the call only. */
+export class RowPlaces {
+  readonly #words: BigUint64Array;
+  readonly #inputs: number;
+
+  constructor(words: BigUint64Array, inputs: number) {
+    this.#words = words;
+    this.#inputs = inputs;
+  }
+
+  get rows(): number {
+    return Number(this.#words[rowWords.rows]);
+  }
+
+  input(index: number): Pointer {
+    return this.#words[rowWords.places + index]!;
+  }
+
+  output(index: number): Pointer {
+    return this.#words[rowWords.places + this.#inputs + index]!;
+  }
+}
+
+type AnyOp = CustomOp | RowOp;
 
 /** Gives an op's kernel the types of its attributes. */
 export function defineCustomOp<const A extends Readonly<Record<string, AttributeKind>>>(
@@ -47,6 +117,13 @@ export function defineCustomOp<const A extends Readonly<Record<string, Attribute
   },
 ): CustomOp<A> {
   return op;
+}
+
+/** As defineCustomOp. */
+export function defineRowOp<const A extends Readonly<Record<string, AttributeKind>>>(
+  op: Omit<RowOp<A>, 'kernel' | 'rows'> & { kernel(attributes: AttributeValues<A>): RowKernel },
+): RowOp<A> {
+  return { ...op, rows: true };
 }
 
 /** A node's inputs and outputs during one call of its kernel; addresses are valid during the call only. */
@@ -127,6 +204,7 @@ export class KernelContext {
 }
 
 interface Kernel {
+  readonly runRows?: () => void;
   readonly compute: (context: KernelContext) => void;
   readonly context: KernelContext;
 }
@@ -164,7 +242,8 @@ const opFields = [
 const opStructVersion = 16n;
 
 interface RegisteredOp {
-  readonly op: CustomOp;
+  readonly op: AnyOp;
+  readonly rows: BigInt64Array | undefined;
   readonly name: Uint8Array;
 }
 
@@ -191,13 +270,47 @@ function characteristic(port: CustomOpPort | undefined): number {
   return port?.optional === true ? 1 : 0;
 }
 
-function createKernel(op: CustomOp, info: Pointer): Pointer {
+function createKernel({ op, rows }: RegisteredOp, info: Pointer): Pointer {
   const attributes: Record<string, number | string> = {};
   for (const [name, kind] of Object.entries(op.attributes)) {
     attributes[name] = readAttribute(info, name, kind);
   }
+  if (op.rows === true) return createRowKernel(op, op.kernel(attributes), rows);
   const pointer = nextKernel++;
   kernels.set(pointer, { compute: op.kernel(attributes), context: new KernelContext() });
+  return pointer;
+}
+
+function createRowKernel(op: RowOp, { columns, run }: RowKernel, rows: BigInt64Array | undefined): Pointer {
+  assert(rows !== undefined, 'a domain with row ops is told where the number of rows is');
+  const inputs = op.inputs.length;
+  const words = new BigUint64Array(rowWords.places + inputs + 2 * columns.length);
+  const pointer = addressOf(words);
+  words[rowWords.run] = typeof run === 'function' ? callbacks!.RunRows! : run;
+  words[rowWords.inputs] = BigInt(inputs);
+  words[rowWords.outputs] = BigInt(columns.length);
+  words[rowWords.rowsAddress] = addressOf(rows);
+  for (const [i, count] of columns.entries())
+    words[rowWords.places + inputs + columns.length + i] = BigInt(count);
+  const context = new KernelContext();
+  const places = new RowPlaces(words, inputs);
+  const runRows = (): void => {
+    assert(typeof run === 'function', 'machine code is run by what gathers for it');
+    run(places);
+  };
+  kernels.set(pointer, {
+    runRows,
+    // Where nothing gathers for the node.
+    compute(context) {
+      words[rowWords.rows] = BigInt(rows[0]!);
+      for (let i = 0; i < inputs; i++) words[rowWords.places + i] = context.input(i);
+      for (const [i, count] of columns.entries()) {
+        words[rowWords.places + inputs + i] = context.output2d(i, Number(rows[0]), count);
+      }
+      runRows();
+    },
+    context,
+  });
   return pointer;
 }
 
@@ -222,9 +335,9 @@ function readAttribute(info: Pointer, name: string, kind: AttributeKind): number
 
 function registerCallbacks(): Readonly<Record<string, Pointer>> {
   const result = new BigUint64Array(1);
-  const count = (of: (op: CustomOp) => number): Pointer =>
+  const count = (of: (op: AnyOp) => number): Pointer =>
     registerCallback('size_t', ['void *'], (op: Pointer) => of(opAt(op).op));
-  const indexed = (of: (op: CustomOp, index: number) => number): Pointer =>
+  const indexed = (of: (op: AnyOp, index: number) => number): Pointer =>
     registerCallback('int', ['void *', 'size_t'], (op: Pointer, index: number) => of(opAt(op).op, index));
   const flag = (value: number): Pointer => registerCallback('int', ['void *'], () => value);
   return {
@@ -250,7 +363,7 @@ function registerCallbacks(): Readonly<Record<string, Pointer>> {
       ['void *', 'void *', 'void *', 'void *'],
       (op: Pointer, _api: Pointer, info: Pointer, out: Pointer) => {
         try {
-          result[0] = createKernel(opAt(op).op, info);
+          result[0] = createKernel(opAt(op), info);
           copyMemory(out, result, 8);
           return null;
         } catch (error) {
@@ -258,6 +371,14 @@ function registerCallbacks(): Readonly<Record<string, Pointer>> {
         }
       },
     ),
+    RunRows: registerCallback('void *', ['void *'], (kernel: Pointer) => {
+      try {
+        kernels.get(kernel)!.runRows!();
+        return null;
+      } catch (error) {
+        return failure(error);
+      }
+    }),
     KernelComputeV2: registerCallback('void *', ['void *', 'void *'], (kernel: Pointer, context: Pointer) => {
       try {
         const { compute, context: reused } = kernels.get(kernel)!;
@@ -276,16 +397,27 @@ export class CustomOpDomain implements Disposable {
   pointer: Pointer;
   readonly #structs: BigUint64Array[] = [];
 
-  constructor(name: string, ops: readonly CustomOp[]) {
+  /** `gather` for row ops: without its code, each call of the API for them goes through the FFI. */
+  constructor(
+    name: string,
+    ops: readonly AnyOp[],
+    gather?: { readonly rows: RowGather['rows']; readonly code?: Pointer | undefined },
+  ) {
     callbacks ??= registerCallbacks();
     this.pointer = create('CreateCustomOpDomain', name);
     for (const op of ops) {
-      const fields = opFields.map((field) =>
-        field === 'version' ? opStructVersion : (callbacks![field] ?? 0n),
-      );
+      const fields = opFields.map((field) => {
+        if (field === 'version') return opStructVersion;
+        if (field === 'KernelComputeV2' && op.rows === true && gather?.code !== undefined) return gather.code;
+        return callbacks![field] ?? 0n;
+      });
       const struct = BigUint64Array.from(fields);
       this.#structs.push(struct);
-      registeredOps.set(addressOf(struct), { op, name: new TextEncoder().encode(`${op.name}\0`) });
+      registeredOps.set(addressOf(struct), {
+        op,
+        rows: gather?.rows,
+        name: new TextEncoder().encode(`${op.name}\0`),
+      });
       check(native.CustomOpDomain_Add(this.pointer, struct));
     }
   }

@@ -62,7 +62,11 @@ const resultTypes: Readonly<Record<ResultKind, string>> = {
 // Held for ever: koffi unloads a library when its handle is collected, whatever functions were decoded from it.
 const library = koffi.load(libraryPath());
 
-function loadTable(): { functions: Record<OrtFunctionName, NativeFunction>; version: string } {
+function loadTable(): {
+  functions: Record<OrtFunctionName, NativeFunction>;
+  addresses: Record<OrtFunctionName, Pointer>;
+  version: string;
+} {
   const base: unknown = library.func('void *OrtGetApiBase()')();
   const [getApi, getVersion] = koffi.decode(base, koffi.array('void *', 2)) as [Pointer, Pointer];
   const version = koffi.call(getVersion, koffi.proto('const char *', [])) as string;
@@ -76,20 +80,25 @@ function loadTable(): { functions: Record<OrtFunctionName, NativeFunction>; vers
   const last = Math.max(...Object.values(ortFunctions).map(([position]) => position));
   const table = koffi.decode(api, koffi.array('void *', last + 1)) as Pointer[];
   const functions = {} as Record<OrtFunctionName, NativeFunction>;
+  const addresses = {} as Record<OrtFunctionName, Pointer>;
   for (const [name, [position, result, parameters]] of Object.entries(ortFunctions)) {
     const proto = koffi.proto(
       resultTypes[result],
       parameters.map((parameter) => argumentTypes[parameter]),
     );
+    addresses[name as OrtFunctionName] = table[position]!;
     functions[name as OrtFunctionName] = koffi.decode(table[position], proto) as NativeFunction;
   }
-  return { functions, version };
+  return { functions, addresses, version };
 }
 
-const { functions, version } = loadTable();
+const { functions, addresses, version } = loadTable();
 
 /** The functions as they are: for hot paths, whose callers check the status themselves. */
 export const native: Readonly<Record<OrtFunctionName, NativeFunction>> = functions;
+
+/** Where the functions are, for machine code that calls them. */
+export const nativeAddresses: Readonly<Record<OrtFunctionName, Pointer>> = addresses;
 
 /** The release of the library that is loaded, such as `1.30.0`. */
 export const libraryVersion: string = version;

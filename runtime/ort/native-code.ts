@@ -11,11 +11,22 @@ const mapPrivateAnonymous = 0x22;
 
 export type NativeFunction = (...addresses: PointerLike[]) => unknown;
 
-/**
- * A function that takes `parameters` addresses and returns nothing. It lives as long as the process: kernels are few
- * and small. Throws SluiceError `engine_failed` where the system forbids such memory.
- */
+/** A function that takes `parameters` addresses and returns nothing, as `placeCode` places it. */
 export function nativeFunction(code: Uint8Array, parameters: number): NativeFunction {
+  return functionAt(placeCode(code), parameters);
+}
+
+/** The function at an address. */
+export function functionAt(address: Pointer, parameters: number): NativeFunction {
+  const types = Array.from({ length: parameters }, () => 'void *');
+  return koffi.decode(address, koffi.proto('void', types)) as NativeFunction;
+}
+
+/**
+ * Where the code can be called. It stays there as long as the process lives: kernels are few and small. Throws
+ * SluiceError `engine_failed` where the system forbids such memory.
+ */
+export function placeCode(code: Uint8Array): Pointer {
   const map = libc.func('mmap', 'int64_t', ['void *', 'size_t', 'int', 'int', 'int', 'int64_t']);
   const protect = libc.func('mprotect', 'int', ['void *', 'size_t', 'int']);
   const address = BigInt(
@@ -26,8 +37,7 @@ export function nativeFunction(code: Uint8Array, parameters: number): NativeFunc
   if (protect(address, code.length, protections.read | protections.execute) !== 0) {
     throw forbidden('mprotect', code.length);
   }
-  const types = Array.from({ length: parameters }, () => 'void *');
-  return koffi.decode(address as Pointer, koffi.proto('void', types)) as NativeFunction;
+  return address;
 }
 
 function forbidden(call: string, bytes: number): SluiceError {

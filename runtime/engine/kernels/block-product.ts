@@ -1,147 +1,96 @@
 /**
- * Products of rows with quantized matrices by machine code that is made for their sizes. Enters: addresses of rows and of
- * groups of outputs. Leaves: rows of products where they belong. Must not know graphs.
+ * Products of rows with quantized matrices by machine code that is made for their sizes. A matrix's description enters, the
+ * address of a node's kernel leaves. Must not know graphs.
  */
 import { addressOf, type Pointer } from '../../ort/library.ts';
-import { type NativeFunction, nativeFunction } from '../../ort/native-code.ts';
+import { placeCode } from '../../ort/native-code.ts';
 import { type GroupForm, groupBytesOf, groupOutputs, groupsOf } from '../../weights/column-groups.ts';
 import { blockProductCode, productArguments } from './x64/block-product.ts';
 import type { InstructionSet } from './x64/processor.ts';
+import { type ProductPart, productNodeCode } from './x64/product-node.ts';
 import { blocksOfRow, factBytes, quantizeRowsCode, type RowForm } from './x64/row-blocks.ts';
 
 /** Values of the rows that one pass multiplies: what the processor keeps near while weights stream by. */
 const passBytes = 256 * 2 ** 10;
+const leastPassRows = 16;
 
-/** What the products of one thread share: functions by their form, and room for quantized rows. */
+export interface BlockMatrix {
+  readonly inputs: number;
+  readonly form: GroupForm;
+  /** Outputs of each part, whose groups are whole and follow each other. */
+  readonly outputs: readonly number[];
+}
+
+/** The products of one thread: functions by their form, and room for quantized rows, are shared. */
 export class BlockProducts {
   readonly #instructions: InstructionSet;
-  readonly #functions = new Map<string, NativeFunction>();
-  readonly #arguments = new BigUint64Array(Object.keys(productArguments).length);
-  readonly #argumentsAddress = addressOf(this.#arguments);
+  readonly #placed = new Map<string, Pointer>();
   readonly #room = { values: new Room(), facts: new Room() };
+  /** Arguments of the parts, read by their address. */
+  readonly #arguments: BigUint64Array[] = [];
 
   constructor(instructions: InstructionSet) {
     this.#instructions = instructions;
   }
 
-  quantizer(form: RowForm): NativeFunction {
-    return this.#function(form, 4, quantizeRowsCode);
-  }
-
-  product(form: GroupForm): NativeFunction {
-    return this.#function(form, 1, blockProductCode);
-  }
-
-  /** Room for a pass's rows of that form. */
-  rows(form: RowForm): QuantizedRows {
-    const blocks = blocksOfRow(form);
+  /**
+   * The kernel of a node (ort/custom-op.ts, RowKernel) with inputs float32 x [rows, inputs] and groups, and float32
+   * [rows, outputs] of each part.
+   */
+  kernel({ inputs, form, outputs }: BlockMatrix): Pointer {
+    const rowForm: RowForm = { inputs, blockSize: form.blockSize, centre: 2 ** (form.bits - 1) };
+    const blocks = blocksOfRow(rowForm);
     const rowBytes = blocks * form.blockSize;
-    const count = Math.max(16, Math.floor(passBytes / rowBytes));
-    return {
-      count,
-      values: this.#room.values.address(count * rowBytes),
-      facts: this.#room.facts.address(count * blocks * factBytes),
-    };
+    const passRows = Math.max(leastPassRows, Math.floor(passBytes / rowBytes));
+    this.#room.values.grow(passRows * rowBytes);
+    this.#room.facts.grow(passRows * blocks * factBytes);
+    let groups = 0;
+    const parts = outputs.map((count): ProductPart => {
+      const offset = groups * groupBytesOf(form);
+      groups += groupsOf(count);
+      return { outputs: count, weightsOffset: offset, words: this.#partWords(count) };
+    });
+    return placeCode(
+      productNodeCode({
+        inputs,
+        passRows,
+        parts,
+        valuesCell: this.#room.values.cell,
+        factsCell: this.#room.facts.cell,
+        quantize: this.#once(rowForm, quantizeRowsCode),
+        product: this.#once(form, blockProductCode),
+      }),
+    );
   }
 
-  /** Multiplies `rows` quantized rows with a part's groups. */
-  multiply(
-    product: NativeFunction,
-    { values, facts }: QuantizedRows,
-    rows: number,
-    part: { readonly weights: Pointer; readonly outputs: number; readonly out: Pointer },
-  ): void {
-    const words = this.#arguments;
-    const groups = groupsOf(part.outputs);
-    words[productArguments.values] = values;
-    words[productArguments.facts] = facts;
-    words[productArguments.weights] = part.weights;
-    words[productArguments.out] = part.out;
-    words[productArguments.outBytes] = BigInt(4 * part.outputs);
-    words[productArguments.rows] = BigInt(rows);
+  /** What of a part's arguments is the same at each call. */
+  #partWords(outputs: number): Pointer {
+    const words = new BigUint64Array(Object.keys(productArguments).length);
+    const groups = groupsOf(outputs);
+    words[productArguments.outBytes] = BigInt(4 * outputs);
     words[productArguments.groups] = BigInt(groups);
-    words[productArguments.lastOutputs] = BigInt(2 ** (part.outputs - (groups - 1) * groupOutputs) - 1);
-    product(this.#argumentsAddress);
+    words[productArguments.lastOutputs] = BigInt(2 ** (outputs - (groups - 1) * groupOutputs) - 1);
+    this.#arguments.push(words);
+    return addressOf(words);
   }
 
-  #function<F extends object>(
-    form: F,
-    parameters: number,
-    make: (form: F, instructions: InstructionSet) => Uint8Array,
-  ): NativeFunction {
+  #once<F extends object>(form: F, make: (form: F, instructions: InstructionSet) => Uint8Array): Pointer {
     const key = `${make.name} ${JSON.stringify(form)}`;
-    let known = this.#functions.get(key);
-    if (known === undefined) {
-      known = nativeFunction(make(form, this.#instructions), parameters);
-      this.#functions.set(key, known);
-    }
+    const known = this.#placed.get(key) ?? placeCode(make(form, this.#instructions));
+    this.#placed.set(key, known);
     return known;
   }
 }
 
-/** Places for rows of one form. */
-export interface QuantizedRows {
-  /** How many rows there is room for. */
-  readonly count: number;
-  readonly values: Pointer;
-  readonly facts: Pointer;
-}
-
-/** Memory that grows with the largest wish. */
+/** Memory that grows with the largest wish, and the cell where its address can be read. */
 class Room {
   #bytes = new Uint8Array(new SharedArrayBuffer(0));
-  #address: Pointer = 0n;
+  readonly #cell = new BigUint64Array(1);
+  readonly cell = addressOf(this.#cell);
 
-  address(bytes: number): Pointer {
-    if (bytes > this.#bytes.length) {
-      this.#bytes = new Uint8Array(new SharedArrayBuffer(bytes));
-      this.#address = addressOf(this.#bytes);
-    }
-    return this.#address;
-  }
-}
-
-export interface BlockMatrix {
-  readonly inputs: number;
-  readonly form: GroupForm;
-  /** Outputs of each part. */
-  readonly outputs: readonly number[];
-}
-
-/** One node's products: float32 x [rows, inputs] in, float32 [rows, outputs] of each part out. */
-export class BlockProduct {
-  readonly #products: BlockProducts;
-  readonly #rowForm: RowForm;
-  readonly #outputs: readonly number[];
-  readonly #groupBytes: number;
-  readonly #quantize: NativeFunction;
-  readonly #multiply: NativeFunction;
-
-  constructor(products: BlockProducts, { inputs, form, outputs }: BlockMatrix) {
-    this.#products = products;
-    this.#rowForm = { inputs, blockSize: form.blockSize, centre: 2 ** (form.bits - 1) };
-    this.#outputs = outputs;
-    this.#groupBytes = groupBytesOf(form);
-    this.#quantize = products.quantizer(this.#rowForm);
-    this.#multiply = products.product(form);
-  }
-
-  run(rows: number, x: Pointer, weights: Pointer, out: readonly Pointer[]): void {
-    // Asked for each time: another node may have made the room larger.
-    const room = this.#products.rows(this.#rowForm);
-    for (let first = 0; first < rows; first += room.count) {
-      const count = Math.min(rows - first, room.count);
-      const from = x + BigInt(4 * first * this.#rowForm.inputs);
-      this.#quantize(from, room.values, room.facts, BigInt(count));
-      let groups = 0;
-      for (const [i, outputs] of this.#outputs.entries()) {
-        this.#products.multiply(this.#multiply, room, count, {
-          weights: weights + BigInt(groups * this.#groupBytes),
-          outputs,
-          out: out[i]! + BigInt(4 * first * outputs),
-        });
-        groups += groupsOf(outputs);
-      }
-    }
+  grow(bytes: number): void {
+    if (bytes <= this.#bytes.length) return;
+    this.#bytes = new Uint8Array(new SharedArrayBuffer(bytes));
+    this.#cell[0] = addressOf(this.#bytes);
   }
 }

@@ -102,5 +102,6 @@ export function allReduce(
   value: Value,
   { index, contributes }: { readonly index: number; readonly contributes: boolean },
 ): Value {
-  return custom(builder, name, 'AllReduce', [value], [value.type], { index, contributes })[0]!;
+  const attributes = { index, contributes, columns: columns(value.type) };
+  return custom(builder, name, 'AllReduce', [value], [value.type], attributes)[0]!;
 }

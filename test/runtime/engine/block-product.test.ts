@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { BlockProduct, BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
+import { BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
 import { GroupRows } from '../../../runtime/engine/kernels/group-rows.ts';
 import {
   availableInstructionSets,
   chooseInstructionSet,
 } from '../../../runtime/engine/kernels/x64/processor.ts';
+import { rowWords } from '../../../runtime/ort/custom-op.ts';
 import { addressOf } from '../../../runtime/ort/library.ts';
+import { functionAt } from '../../../runtime/ort/native-code.ts';
 import {
   type FactorType,
   type GroupForm,
@@ -164,11 +166,16 @@ for (const instructions of availableInstructionSets()) {
     rows = each.rows,
   ): Float32Array[] => {
     const { inputs, outputs } = each;
-    const product = new BlockProduct(new BlockProducts(instructions), { inputs, form, outputs });
     const weights = new Uint8Array(new SharedArrayBuffer(groups.length));
     weights.set(groups);
     const out = outputs.map((count) => new Float32Array(rows * count + 1).fill(77));
-    product.run(rows, addressOf(x), addressOf(weights), out.map(addressOf));
+    const products = new BlockProducts(instructions);
+    const kernel = products.kernel({ inputs, form, outputs });
+    const words = BigUint64Array.from([
+      ...new Array<bigint>(rowWords.places).fill(BigInt(rows)),
+      ...[x, weights, ...out].map(addressOf),
+    ]);
+    functionAt(kernel, 1)(words);
     for (const each of out) assert.equal(each.at(-1), 77, 'what lies behind the rows');
     return out.map((each) => each.subarray(0, -1));
   };

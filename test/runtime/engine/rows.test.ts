@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { availableInstructionSets } from '../../../runtime/engine/kernels/x64/processor.ts';
 import { addNormCode, gatedSiluCode } from '../../../runtime/engine/kernels/x64/rows.ts';
+import { rowWords } from '../../../runtime/ort/custom-op.ts';
 import { addressOf } from '../../../runtime/ort/library.ts';
 import { nativeFunction } from '../../../runtime/ort/native-code.ts';
 
@@ -17,6 +18,14 @@ function near(actual: Float32Array, expected: readonly number[], relative: numbe
   }
 }
 
+/** As ONNX Runtime runs a node of such a kernel: `places` are its inputs, then its outputs. */
+function run(code: Uint8Array, rows: number, places: readonly Float32Array[]): void {
+  const words = new BigUint64Array(rowWords.places + places.length);
+  words[rowWords.rows] = BigInt(rows);
+  for (const [i, place] of places.entries()) words[rowWords.places + i] = addressOf(place);
+  nativeFunction(code, 1)(words);
+}
+
 for (const instructions of availableInstructionSets()) {
   test(`${instructions}: sums and their RMS norms, for narrow, odd and wide rows`, () => {
     for (const [rows, columns, size] of [
@@ -30,8 +39,7 @@ for (const instructions of availableInstructionSets()) {
       const [x, residual] = [spread(rows * columns, size, 1), spread(rows * columns, size, 2)];
       const weight = spread(columns, 2, 3);
       const [sum, normed] = [new Float32Array(rows * columns), new Float32Array(rows * columns)];
-      const run = nativeFunction(addNormCode({ columns, epsilon }, instructions), 6);
-      run(...[x, residual, weight, sum, normed].map(addressOf), BigInt(rows));
+      run(addNormCode({ columns, epsilon }, instructions), rows, [x, residual, weight, normed, sum]);
       const sums = Float32Array.from(x, (value, i) => value + residual[i]!);
       assert.deepEqual(sum, sums);
       const expected = Array.from({ length: rows }, (_, row) => {
@@ -47,7 +55,7 @@ for (const instructions of availableInstructionSets()) {
     const gate = Float32Array.of(0, 1, -1, 5, -5, 20, -20, 80, -80, 87, -87, 88, -88, 200, -200, 1e30);
     const up = spread(gate.length, 3, 4);
     const out = new Float32Array(gate.length);
-    nativeFunction(gatedSiluCode(instructions), 4)(...[gate, up, out].map(addressOf), 1n);
+    run(gatedSiluCode({ columns: gate.length }, instructions), 1, [gate, up, out]);
     for (const [i, g] of gate.entries()) {
       const expected = (g / (1 + Math.exp(-g))) * up[i]!;
       assert.ok(

@@ -358,6 +358,16 @@ export class Assembler {
     this.#dword(value);
   }
 
+  /** All 64 bits. */
+  setQuad(to: number, value: bigint): void {
+    this.#push(0x48 | (to >> 3), 0xb8 | (to & 7));
+    for (let byte = 0n; byte < 8n; byte++) this.#push(Number((value >> (8n * byte)) & 255n));
+  }
+
+  compareMemory(left: number, right: Memory): void {
+    this.#general(0x3b, left, right);
+  }
+
   /** to = from * value. */
   multiply(to: number, from: number, value: number): void {
     this.#general(0x69, to, from);
@@ -379,6 +389,10 @@ export class Assembler {
     assert(label.position === undefined, 'a label is bound once');
     label.position = this.#bytes.length;
     for (const use of label.uses) this.#patch(use, label.position);
+  }
+
+  callAddress(register: number): void {
+    this.#general(0xff, 2, register, 0);
   }
 
   call(label: Label): void {

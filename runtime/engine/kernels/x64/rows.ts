@@ -4,6 +4,7 @@
  */
 import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
 import type { InstructionSet } from './processor.ts';
+import { word } from './row-gather.ts';
 import { emitEverywhere, emitExponential } from './vector-math.ts';
 
 const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
@@ -13,9 +14,16 @@ export interface AddNormForm {
   readonly epsilon: number;
 }
 
+/** Loads registers from a node's words (ort/custom-op.ts), whose address is in rdi: inputs, outputs, then the rows. */
+function loadPlaces(code: Assembler, places: readonly number[], rows: number): void {
+  code.copy(rax, rdi);
+  for (const [i, register] of places.entries()) code.loadQuad(register, at(rax, word('places') + 8 * i));
+  code.loadQuad(rows, at(rax, word('rows')));
+}
+
 /**
- * The code's arguments: x, residual and weight, then where the sums and where their norms go (float32 [rows, columns], the
- * weight [columns]), and the number of rows, at least 1, as if it were an address.
+ * A node's kernel: x, residual and weight to the norms and the sums, float32 [rows, columns]; the weight is [columns]. The
+ * code's argument is the address of the node's words.
  */
 export function addNormCode({ columns, epsilon }: AddNormForm, instructions: InstructionSet): Uint8Array {
   const code = new Assembler();
@@ -23,6 +31,7 @@ export function addNormCode({ columns, epsilon }: AddNormForm, instructions: Ins
   const rowBytes = columns * 4;
   const [x, residual, weight, sum, normed, rows] = [rdi, rsi, rdx, rcx, r8, 9];
   const [v, squares, more, scratch, one] = [0, 1, 2, 3, 4];
+  loadPlaces(code, [x, residual, weight, normed, sum], rows);
   const row = new Label();
   code.bind(row);
   code.binary(width, 'pxor', squares, squares, squares);
@@ -63,19 +72,22 @@ export function addNormCode({ columns, epsilon }: AddNormForm, instructions: Ins
   code.subtract(rows, 1);
   code.jumpIf('notEqual', row);
   code.zeroUpper();
+  code.set(rax, 0);
   code.return();
   return code.finish();
 }
 
-/**
- * silu(gate) * up. The code's arguments: float32 gate, up and where the result goes, and how many vectors of 16 there are, at
- * least 1, as if it were an address.
- */
-export function gatedSiluCode(instructions: InstructionSet): Uint8Array {
+/** A node's kernel: gate and up to silu(gate) * up, float32 [rows, columns]. Its argument is as addNormCode's. */
+export function gatedSiluCode(
+  { columns }: { readonly columns: number },
+  instructions: InstructionSet,
+): Uint8Array {
   const code = new Assembler();
   const width = widthOf(instructions);
   const [gate, up, out, count] = [rdi, rsi, rdx, rcx];
   const [x, e, n, p, c] = [0, 1, 2, 3, 4];
+  loadPlaces(code, [gate, up, out], count);
+  code.multiply(count, count, columns / 16);
   const next = new Label();
   code.bind(next);
   for (let byte = 0; byte < 64; byte += width) {
@@ -96,6 +108,7 @@ export function gatedSiluCode(instructions: InstructionSet): Uint8Array {
   code.subtract(count, 1);
   code.jumpIf('notEqual', next);
   code.zeroUpper();
+  code.set(rax, 0);
   code.return();
   return code.finish();
 }

@@ -1,0 +1,89 @@
+/**
+ * Machine code of a whole product node: rows are quantized and multiplied with the groups of each part, as many rows at a
+ * time as stay near. Addresses and sizes enter, code leaves.
+ */
+import type { Pointer } from '../../../ort/library.ts';
+import { Assembler, at, Label, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { productArguments } from './block-product.ts';
+import { word } from './row-gather.ts';
+
+export interface ProductPart {
+  readonly outputs: number;
+  /** Where the part's groups start, in bytes. */
+  readonly weightsOffset: number;
+  /** Address of its arguments (productArguments). */
+  readonly words: Pointer;
+}
+
+export interface ProductNode {
+  readonly inputs: number;
+  readonly passRows: number;
+  readonly parts: readonly ProductPart[];
+  /** Where the addresses of the room for a pass's values and facts are. */
+  readonly valuesCell: Pointer;
+  readonly factsCell: Pointer;
+  /** Of row-blocks.ts and block-product.ts. */
+  readonly quantize: Pointer;
+  readonly product: Pointer;
+}
+
+/** The code's argument is the address of a node's words: inputs x and groups, an output for each part. */
+export function productNodeCode(node: ProductNode): Uint8Array {
+  const { inputs, passRows, parts, valuesCell, factsCell } = node;
+  const code = new Assembler();
+  const saved = [rbx, r12, r13, r14];
+  for (const register of saved) code.push(register);
+  const input = (index: number) => at(rbx, word('places') + 8 * index);
+  const call = (address: Pointer): void => {
+    code.setQuad(rax, address);
+    code.callAddress(rax);
+  };
+  const cell = (to: number, address: Pointer): void => {
+    code.setQuad(rax, address);
+    code.loadQuad(to, at(rax));
+  };
+  code.copy(rbx, rdi);
+  code.loadQuad(r12, at(rbx, word('rows')));
+  code.loadQuad(r13, input(0));
+  // Rows before this pass.
+  code.set(r14, 0);
+  const [pass, whole, done] = [new Label(), new Label(), new Label()];
+  code.bind(pass);
+  code.copy(rcx, r12);
+  code.compare(rcx, passRows);
+  code.jumpIf('belowOrEqual', whole);
+  code.set(rcx, passRows);
+  code.bind(whole);
+  code.copy(rdi, r13);
+  cell(rsi, valuesCell);
+  cell(rdx, factsCell);
+  for (const { words } of parts) {
+    code.setQuad(rax, words);
+    code.storeQuadword(at(rax, 8 * productArguments.rows), rcx);
+    code.storeQuadword(at(rax, 8 * productArguments.values), rsi);
+    code.storeQuadword(at(rax, 8 * productArguments.facts), rdx);
+  }
+  call(node.quantize);
+  for (const [index, { outputs, weightsOffset, words }] of parts.entries()) {
+    code.setQuad(rdi, words);
+    code.loadQuad(rax, input(1));
+    code.add(rax, weightsOffset);
+    code.storeQuadword(at(rdi, 8 * productArguments.weights), rax);
+    code.multiply(rax, r14, 4 * outputs);
+    code.loadQuad(rcx, input(2 + index));
+    code.addRegister(rax, rcx);
+    code.storeQuadword(at(rdi, 8 * productArguments.out), rax);
+    call(node.product);
+  }
+  code.compare(r12, passRows);
+  code.jumpIf('belowOrEqual', done);
+  code.subtract(r12, passRows);
+  code.add(r13, passRows * inputs * 4);
+  code.add(r14, passRows);
+  code.jump(pass);
+  code.bind(done);
+  code.set(rax, 0);
+  for (const register of saved.reverse()) code.pop(register);
+  code.return();
+  return code.finish();
+}
