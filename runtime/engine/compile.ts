@@ -1,9 +1,11 @@
 /**
  * A prepared graph as a session of the calling thread. Enters: an ONNX model and where its weights are. Weights that
- * lie in files are mapped and used in place; ORT packs what it uses often, so the mapped pages are let go afterwards.
+ * lie in files are mapped and used in place, but for those that are read whole at each step, which lie in large pages; ORT packs what it uses often, so the mapped pages are let go afterwards.
  */
 import type { PreparedGraph } from '../models/prepare.ts';
 import type { CustomOpDomain } from '../ort/custom-op.ts';
+import { LargePages } from '../ort/large-pages.ts';
+import { copyMemory } from '../ort/library.ts';
 import { MappedFile } from '../ort/mapped-file.ts';
 import { Session } from '../ort/session.ts';
 import { OrtValue } from '../ort/value.ts';
@@ -19,13 +21,17 @@ export interface CompileOptions {
 export class CompiledGraph implements Disposable {
   readonly session: Session;
   readonly #files: readonly MappedFile[];
+  /** Weights that are read whole at each step. */
+  readonly #pages: LargePages | undefined;
 
   constructor(graph: PreparedGraph, { customOps, threads, profilePrefix }: CompileOptions) {
     const files = new Map<string, MappedFile>();
     const shared = new Map<string, OrtValue>();
     const copied = new Map<string, OrtValue>();
+    const streamed = graph.weights.filter(({ location, streamed }) => location !== undefined && streamed);
+    this.#pages = LargePages.reserve(streamed.map(({ location }) => location!.bytes));
     try {
-      for (const { name, dtype, shape, location, bytes } of graph.weights) {
+      for (const { name, dtype, shape, location, bytes, streamed } of graph.weights) {
         if (location === undefined) {
           copied.set(name, OrtValue.over(bytes!(), dtype, shape));
           continue;
@@ -35,7 +41,13 @@ export class CompiledGraph implements Disposable {
           file = MappedFile.open(location.file);
           files.set(location.file, file);
         }
-        shared.set(name, OrtValue.over(file.pointer + BigInt(location.offset), dtype, shape));
+        let place = file.pointer + BigInt(location.offset);
+        if (streamed && this.#pages !== undefined) {
+          const from = place;
+          place = this.#pages.take(location.bytes);
+          copyMemory(place, from, location.bytes);
+        }
+        shared.set(name, OrtValue.over(place, dtype, shape));
       }
       this.session = Session.fromBytes(graph.onnx, {
         intraOpThreads: threads,
@@ -48,6 +60,7 @@ export class CompiledGraph implements Disposable {
       });
     } catch (error) {
       for (const file of files.values()) file.close();
+      this.#pages?.close();
       throw error;
     } finally {
       for (const value of copied.values()) value.close();
@@ -59,6 +72,7 @@ export class CompiledGraph implements Disposable {
   close(): void {
     this.session.close();
     for (const file of this.#files) file.close();
+    this.#pages?.close();
   }
 
   [Symbol.dispose](): void {

@@ -26,6 +26,8 @@ export interface InitializerSource {
   readonly location?: { readonly file: string; readonly offset: number; readonly bytes: number };
   /** Makes the bytes anew at each call; the caller owns them. */
   read(): Uint8Array;
+  /** Read from one end to the other whenever the graph runs. */
+  readonly streamed?: boolean;
   /** Reading takes much more than the bytes: they are worth keeping however few they are. */
   readonly costly?: boolean;
   /** The same bytes in pieces, for those who need not have them all at once. */

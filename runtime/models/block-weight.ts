@@ -148,6 +148,8 @@ function initializerOf(builder: GraphBuilder, alike: readonly Planned[], shared 
       return bytes;
     },
     costly: true,
+    // Of what is shared, rows are looked up.
+    streamed: !shared,
     shared,
     ...(alike.length === 1 ? partOfWhole(alike[0]!) : {}),
     chunks,

@@ -34,6 +34,8 @@ export interface PreparedWeight {
   readonly shape: readonly number[];
   /** In a file, aligned for the type; else `bytes` makes them. */
   readonly location?: WeightPlace;
+  /** Read from one end to the other at each step. */
+  readonly streamed?: boolean;
   /** In memory, made at each call. */
   readonly bytes?: () => Uint8Array;
 }
@@ -189,7 +191,8 @@ function placeWeights(
   return new Map(
     initializers.map((initializer) => {
       const { name, type, source } = initializer;
-      const facts = { name, dtype: type.dtype, shape: type.shape };
+      const { streamed = false } = source;
+      const facts = { name, dtype: type.dtype, shape: type.shape, streamed };
       const location = small(initializer) ? undefined : placeOf(initializer);
       return [
         initializer,
