@@ -182,6 +182,8 @@ function attentionShapes(spec: ModelSpec, shard: Shard): AttentionShape[] {
   return Array.from({ length: spec.layers }, (_, layer) => ({
     heads: rangeSize(shard.heads),
     kvHeads: rangeSize(shard.kvHeads),
+    group: spec.heads / spec.kvHeads,
+    firstInGroup: shard.heads.start % (spec.heads / spec.kvHeads),
     headDim: spec.headDim,
     rotaryDim: spec.rope.rotaryDim,
     scale: spec.attentionScale,

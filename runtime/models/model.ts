@@ -33,6 +33,8 @@ export interface ModelSpec {
   /** Longest sequence that the model was made for, in tokens. */
   readonly maxLength: number;
   readonly rope: RopeSpec;
+  /** Whether something is summed over the KV heads of all ranks: each is then on one. Default: no. */
+  readonly sumsOverKvHeads?: boolean;
   /** What scores q.k are multiplied by. */
   readonly attentionScale: number;
   /** Scores become cap * tanh(score / cap), before the mask; null: they stay. */

@@ -32,7 +32,10 @@ export const olmo2: Architecture = {
   name: 'Olmo2ForCausalLM',
   parse(checkpoint) {
     const config = parseConfig(checkpoint, schema);
-    const spec = decoderSpec(checkpoint, config, { architecture: 'Olmo2ForCausalLM' });
+    const spec = {
+      ...decoderSpec(checkpoint, config, { architecture: 'Olmo2ForCausalLM' }),
+      sumsOverKvHeads: true,
+    };
     const epsilon = config.rms_norm_eps;
     const bias = { qkv: config.attention_bias, o: config.attention_bias };
     return {

@@ -1,8 +1,9 @@
 /**
  * Which part of a model each rank holds. Sizes enter, ranges leave. Pure.
  *
- * Heads are cut by whole KV heads, unevenly where they do not divide; a rank beyond them holds no attention. The MLP
- * is cut in units so that all ranks have about the same work. Ranges of consecutive ranks follow each other.
+ * Heads are cut by whole KV heads, or, where those would leave one rank with much more than the others, by query heads: a KV
+ * head whose query heads are on two ranks is then on both. Ranks meet after attention and after the MLP, so each of the two
+ * is cut as evenly as it can be; neither makes up for the other. Ranges of consecutive ranks follow each other.
  */
 import { SluiceError } from '../errors.ts';
 
@@ -17,8 +18,8 @@ export const rangeSize = (range: Range): number => range.end - range.start;
 export interface Shard {
   readonly rank: number;
   readonly ranks: number;
-  /** Query heads; exactly those of `kvHeads`. */
   readonly heads: Range;
+  /** All that `heads` attend to. */
   readonly kvHeads: Range;
   /** Columns of the MLP. */
   readonly intermediate: Range;
@@ -33,6 +34,8 @@ export interface ShardFacts {
   readonly headDim: number;
   readonly intermediate: number;
   readonly vocabulary: number;
+  /** What is summed over all KV heads of all ranks must have each once. Default: nothing is. */
+  readonly sumsOverKvHeads?: boolean;
 }
 
 export interface ShardUnits {
@@ -46,7 +49,6 @@ export interface ShardUnits {
 
 /** Throws SluiceError `checkpoint_unsupported` when there are more ranks than units of the MLP. */
 export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits): Shard[] {
-  const kvUnits = Math.ceil(facts.kvHeads / units.kvHeads);
   let unit = units.intermediate;
   while (unit > units.smallest && Math.ceil(facts.intermediate / unit) < ranks) unit /= 2;
   const mlpUnits = Math.ceil(facts.intermediate / unit);
@@ -56,29 +58,12 @@ export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits):
       `${ranks} ranks: the model's MLP of ${facts.intermediate} columns can be cut into ${mlpUnits} pieces of ${unit}, so at most ${mlpUnits} ranks`,
     );
   }
-  const group = facts.heads / facts.kvHeads;
-  // Ranks without attention come last.
-  const kvCounts = Array.from({ length: ranks }, (_, rank) =>
-    kvUnits >= ranks
-      ? Math.floor((kvUnits * (rank + 1)) / ranks) - Math.floor((kvUnits * rank) / ranks)
-      : Number(rank < kvUnits),
-  );
-  const kvHeads = cut(kvCounts, units.kvHeads, facts.kvHeads);
-  // Multiplications a token: q and o have `group` times the heads that k and v have.
-  const load = kvHeads.map((range) => rangeSize(range) * (2 * group + 2) * facts.headDim);
-  const mlpCounts = load.map(() => 1);
-  for (let rank = 0; rank < ranks; rank++) load[rank]! += 3 * unit;
-  for (let assigned = ranks; assigned < mlpUnits; assigned++) {
-    const lightest = load.indexOf(Math.min(...load));
-    mlpCounts[lightest]!++;
-    load[lightest]! += 3 * unit;
-  }
+  const mlpCounts = Array.from({ length: ranks }, (_, rank) => evenShare(mlpUnits, rank, ranks));
   const intermediate = cut(mlpCounts, unit, facts.intermediate);
-  return kvHeads.map((range, rank) => ({
+  return planHeads(facts, ranks, units).map((heads, rank) => ({
     rank,
     ranks,
-    kvHeads: range,
-    heads: { start: range.start * group, end: range.end * group },
+    ...heads,
     intermediate: intermediate[rank]!,
     vocabulary: {
       start: vocabularyStart(facts.vocabulary, rank, ranks),
@@ -86,6 +71,41 @@ export function planShards(facts: ShardFacts, ranks: number, units: ShardUnits):
     },
   }));
 }
+
+/** How much less the rank with most must have for KV heads to be on two ranks, whose caches hold them twice. */
+const worthSharing = 0.9;
+
+type HeadRanges = Pick<Shard, 'heads' | 'kvHeads'>;
+
+function planHeads(facts: ShardFacts, ranks: number, units: ShardUnits): HeadRanges[] {
+  const group = facts.heads / facts.kvHeads;
+  const kvUnits = Math.ceil(facts.kvHeads / units.kvHeads);
+  // Ranks without attention come last.
+  const counts = Array.from({ length: ranks }, (_, rank) =>
+    kvUnits >= ranks ? evenShare(kvUnits, rank, ranks) : Number(rank < kvUnits),
+  );
+  const whole = cut(counts, units.kvHeads, facts.kvHeads).map((kvHeads) => ({
+    kvHeads,
+    heads: { start: kvHeads.start * group, end: kvHeads.end * group },
+  }));
+  if (facts.sumsOverKvHeads || units.kvHeads > 1 || facts.headDim % units.smallest !== 0) return whole;
+  const shared = Array.from({ length: ranks }, (_, rank): HeadRanges => {
+    const start = Math.floor((facts.heads * rank) / ranks);
+    const end = Math.floor((facts.heads * (rank + 1)) / ranks);
+    return {
+      heads: { start, end },
+      kvHeads: { start: Math.floor(start / group), end: Math.ceil(end / group) },
+    };
+  });
+  const most = (plan: readonly HeadRanges[]): number =>
+    Math.max(...plan.map(({ heads }) => rangeSize(heads)));
+  return shared.every(({ heads }) => rangeSize(heads) > 0) && most(shared) <= worthSharing * most(whole)
+    ? shared
+    : whole;
+}
+
+const evenShare = (units: number, rank: number, ranks: number): number =>
+  Math.floor((units * (rank + 1)) / ranks) - Math.floor((units * rank) / ranks);
 
 /** Outputs that lie together in prepared weights: cut between them, ranks can share a table's bytes. */
 const outputsTogether = 16;

@@ -7,6 +7,12 @@ export interface AttentionShape {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+  /**
+   * Query heads of the model to a KV head, and which of them the first query head here is: a rank may hold a part of the
+   * first and of the last KV head's. Default: heads / kvHeads, and 0.
+   */
+  readonly group?: number;
+  readonly firstInGroup?: number;
   /** Leading dimensions of each head that are rotated, in pairs (i, i + rotaryDim / 2); even, 0 for none. */
   readonly rotaryDim: number;
   /** Multiplies q. */
@@ -15,6 +21,16 @@ export interface AttentionShape {
   readonly window: number;
   /** Scores become softcap * tanh(score / softcap); 0: as they are. */
   readonly softcap: number;
+}
+
+/** The query heads [start, end) that attend to KV head `kv`. */
+export function headsOfKv(
+  shape: AttentionShape,
+  kv: number,
+): { readonly start: number; readonly end: number } {
+  const { heads, kvHeads, group = heads / kvHeads, firstInGroup = 0 } = shape;
+  const start = Math.max(0, kv * group - firstInGroup);
+  return { start, end: Math.min(heads, (kv + 1) * group - firstInGroup) };
 }
 
 /** Rotates one head in place by `angles`, cos[rotaryDim / 2] then sin[rotaryDim / 2]; rounded as float32 rounds. */
@@ -60,13 +76,13 @@ export function attendReference(
   v: Float32Array,
 ): Float32Array {
   const { heads, kvHeads, headDim, scale, window, softcap } = shape;
+  const { group = heads / kvHeads, firstInGroup = 0 } = shape;
   const out = new Float32Array(rows * heads * headDim);
-  const group = heads / kvHeads;
   for (let i = 0; i < rows; i++) {
     const end = position + i + 1;
     const start = window > 0 ? Math.max(0, end - window) : 0;
     for (let h = 0; h < heads; h++) {
-      const kv = Math.floor(h / group);
+      const kv = Math.floor((h + firstInGroup) / group);
       const scores: number[] = [];
       for (let t = start; t < end; t++) {
         let dot = 0;

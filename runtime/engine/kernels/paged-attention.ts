@@ -8,7 +8,7 @@
 import assert from 'node:assert';
 import { addressOf, type Pointer } from '../../ort/library.ts';
 import { type NativeFunction, nativeFunction } from '../../ort/native-code.ts';
-import type { AttentionShape } from './attention-reference.ts';
+import { type AttentionShape, headsOfKv } from './attention-reference.ts';
 import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
 import { attendsInIntegers, attentionCode } from './x64/attention.ts';
 import {
@@ -133,7 +133,10 @@ export class PagedAttention {
     assert(blockTokens >= 8 && (blockTokens & (blockTokens - 1)) === 0, `blocks of ${blockTokens} tokens`);
     for (const shape of options.layers) {
       assert(shape.rotaryDim % 2 === 0 && shape.rotaryDim <= shape.headDim, `rotary ${shape.rotaryDim}`);
-      assert(shape.kvHeads === 0 || shape.heads % shape.kvHeads === 0, 'query heads per KV head');
+      for (let kv = 0; kv < shape.kvHeads; kv++) {
+        const { start, end } = headsOfKv(shape, kv);
+        assert(Number.isInteger(start) && Number.isInteger(end) && end > start, 'query heads of a KV head');
+      }
     }
     this.#options = options;
     const layers: Layer[] = [];
@@ -318,6 +321,8 @@ function writeShape(
     keyWidth,
     queryWidth,
     fours,
+    shape.group ?? shape.heads / Math.max(1, shape.kvHeads),
+    shape.firstInGroup ?? 0,
   ]);
   new Float32Array(memory.buffer, at + 24, 2).set([shape.scale, shape.softcap]);
 }

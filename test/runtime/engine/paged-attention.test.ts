@@ -188,22 +188,28 @@ const shapes = fc
     kvHeads: fc.integer({ min: 1, max: 4 }),
     group: fc.integer({ min: 1, max: 9 }),
     halfDim: fc.oneof(fc.integer({ min: 1, max: 24 }), fc.constantFrom(8, 16, 24, 32, 64, 128)),
+    lacking: fc.record({ before: fc.integer({ min: 0, max: 8 }), after: fc.integer({ min: 0, max: 8 }) }),
     rotaryShare: fc.constantFrom(0, 0.5, 1),
     window: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 100 })),
     softcap: fc.constantFrom(0, 0, 2, 30),
     scale: fc.constantFrom(0.1, 0.25, 1),
   })
-  .map(
-    ({ kvHeads, group, halfDim, rotaryShare, window, softcap, scale }): AttentionShape => ({
-      heads: kvHeads * group,
+  .map(({ kvHeads, group, lacking, halfDim, rotaryShare, window, softcap, scale }): AttentionShape => {
+    // At least one query head is left of the first and of the last KV head's.
+    const before = lacking.before % group;
+    const after = lacking.after % (kvHeads === 1 ? group - before : group);
+    return {
+      heads: kvHeads * group - before - after,
       kvHeads,
+      group,
+      firstInGroup: before,
       headDim: halfDim * 2,
       rotaryDim: Math.floor(halfDim * rotaryShare) * 2,
       window,
       softcap,
       scale,
-    }),
-  );
+    };
+  });
 
 const scenarios = fc.record({
   instructions: fc.constantFrom(...kernels),

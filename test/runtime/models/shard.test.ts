@@ -39,10 +39,6 @@ test('whatever the sizes, the shards hold everything once, in whole heads and un
         kvHeads: kvUnit,
       });
       assertTiles(
-        shards.map(({ kvHeads }) => kvHeads),
-        facts.kvHeads,
-      );
-      assertTiles(
         shards.map(({ heads }) => heads),
         facts.heads,
       );
@@ -55,8 +51,16 @@ test('whatever the sizes, the shards hold everything once, in whole heads and un
         facts.vocabulary,
       );
       for (const { heads, kvHeads, intermediate } of shards) {
-        assert.equal(rangeSize(heads), group * rangeSize(kvHeads));
-        assert.ok(kvHeads.start % kvUnit === 0 || kvHeads.start === facts.kvHeads);
+        // Every KV head that a query head attends to, and no other.
+        if (rangeSize(heads) === 0) assert.equal(rangeSize(kvHeads), 0);
+        else {
+          assert.equal(kvHeads.start, Math.floor(heads.start / group));
+          assert.equal(kvHeads.end, Math.ceil(heads.end / group));
+        }
+        if (kvUnit > 1) {
+          assert.equal(rangeSize(heads), group * rangeSize(kvHeads));
+          assert.ok(kvHeads.start % kvUnit === 0 || kvHeads.start === facts.kvHeads);
+        }
         assert.equal(intermediate.start % unit, 0);
         assert.ok(rangeSize(intermediate) > 0);
       }
@@ -64,25 +68,49 @@ test('whatever the sizes, the shards hold everything once, in whole heads and un
   );
 });
 
-test('three KV heads on two ranks: the MLP makes up the difference', () => {
+test('three KV heads on two ranks: query heads are cut evenly, and the KV head between them is on both', () => {
   const shards = planShards(smol, 2, units);
+  assert.deepEqual(
+    shards.map(({ heads, kvHeads }) => [heads, kvHeads]),
+    [
+      [
+        { start: 0, end: 4 },
+        { start: 0, end: 2 },
+      ],
+      [
+        { start: 4, end: 9 },
+        { start: 1, end: 3 },
+      ],
+    ],
+  );
+  assert.deepEqual(
+    shards.map(({ intermediate }) => rangeSize(intermediate)),
+    [768, 768],
+  );
+});
+
+test('what is summed over KV heads keeps each on one rank', () => {
+  const shards = planShards({ ...smol, sumsOverKvHeads: true }, 2, units);
   assert.deepEqual(
     shards.map(({ kvHeads }) => rangeSize(kvHeads)),
     [1, 2],
   );
-  const work = shards.map(
-    ({ kvHeads, intermediate }) => rangeSize(kvHeads) * 8 * 64 + 3 * rangeSize(intermediate),
-  );
-  assert.ok(Math.abs(work[0]! - work[1]!) <= 3 * 32, `work ${work}`);
 });
 
-test('a rank beyond the KV heads has no attention and more of the MLP', () => {
+test('KV heads that divide nearly evenly are on one rank each', () => {
+  const facts = { ...smol, heads: 32, kvHeads: 8 };
+  assert.deepEqual(
+    planShards(facts, 3, units).map(({ kvHeads }) => rangeSize(kvHeads)),
+    [2, 3, 3],
+  );
+});
+
+test('a rank beyond the KV heads has no attention where sharing them would not help the others', () => {
   const shards = planShards(smol, 4, units);
   assert.deepEqual(
     shards.map(({ heads }) => rangeSize(heads)),
     [3, 3, 3, 0],
   );
-  assert.ok(rangeSize(shards[3]!.intermediate) > rangeSize(shards[0]!.intermediate));
 });
 
 test('more ranks than pieces of the MLP are refused with the numbers', () => {

@@ -6,7 +6,8 @@
  * words, its block table starts (block ids), and a word that is not for the kernel.
  * `shape`, 32 bits each: 0 query heads, 1 KV heads, 2 headDim, 3 rotaryDim, 4 blockTokens, 5 window (0: none),
  * 6 scale (f32), 7 softcap (f32, 0: none), 8 / 9 / 10 floats from one packed row to the next in q / k / v,
- * 11 the same in out, 12 whether int8 keys and values lie in fours (lib/pages.ts).
+ * 11 the same in out, 12 whether int8 keys and values lie in fours (lib/pages.ts),
+ * 13 query heads of the model to a KV head, 14 which of them the first query head is.
  *
  * The arithmetic of a row does not depend on which other rows are in the batch: chunks of keys start at multiples of
  * 64 positions, and the tiling over rows only shares loads.
@@ -428,7 +429,7 @@ function attend<T>(
   const blockTokens = load<i32>(shape, 16), window = load<i32>(shape, 20);
   const softcap = load<f32>(shape, 28);
   const qRow = <usize>load<i32>(shape, 32) << 2, outRow = <usize>load<i32>(shape, 44) << 2;
-  const group = heads / kvHeads;
+  const group = load<i32>(shape, 52), firstInGroup = load<i32>(shape, 56);
   const head = headBytes<T>(headDim, blockTokens);
   const page = head * <usize>kvHeads;
   const headRow = <usize>headDim << 2;
@@ -439,9 +440,11 @@ function attend<T>(
     const position = load<i32>(entry, 8);
     const table = plan + (<usize>load<i32>(entry, 12) << 2);
     for (let h = 0; h < kvHeads; h++) {
-      const offset = <usize>(h * group) * headRow;
+      const first = max(0, h * group - firstInGroup);
+      const count = min(heads, (h + 1) * group - firstInGroup) - first;
+      const offset = <usize>first * headRow;
       slice<T>(
-        rows, position, table, layer, page, <usize>h * head, group, headDim, blockTokens, window, softcap,
+        rows, position, table, layer, page, <usize>h * head, count, headDim, blockTokens, window, softcap,
         q + row * qRow + offset, qRow, out + row * outRow + offset, outRow, work,
       );
     }

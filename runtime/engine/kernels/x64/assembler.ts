@@ -368,6 +368,16 @@ export class Assembler {
     this.#general(0x3b, left, right);
   }
 
+  addMemory(to: number, from: Memory): void {
+    this.#general(0x03, to, from);
+  }
+
+  multiplyMemory(to: number, from: Memory): void {
+    const rex = 0x48 | ((to >> 3) << 2) | (from.base >> 3);
+    this.#push(rex, 0x0f, 0xaf);
+    this.#place(to, from, 0);
+  }
+
   /** to = from * value. */
   multiply(to: number, from: number, value: number): void {
     this.#general(0x69, to, from);

@@ -8,7 +8,7 @@
  * vectors, so that there are always enough sums in flight.
  */
 import assert from 'node:assert';
-import type { AttentionShape } from '../attention-reference.ts';
+import { type AttentionShape, headsOfKv } from '../attention-reference.ts';
 import {
   Assembler,
   at,
@@ -58,9 +58,12 @@ const more = {
   outWithin: 16,
   sliceQ: 17,
   sliceOut: 18,
+  /** Query heads of the KV head, and the bytes of the others in a row. */
+  group: 19,
+  others: 20,
 } as const;
 const slots = { ...frame, ...more };
-export const attentionArgumentWords = 20;
+export const attentionArgumentWords = 24;
 
 export const tileRows = 12;
 const masked = -1e30;
@@ -150,7 +153,6 @@ export abstract class AttentionSkeleton {
 
   finish(): Uint8Array {
     const code = this.code;
-    const { shape } = this.form;
     const saved = [rbx, rbp, r12, r13, r14, r15];
     for (const register of saved) code.push(register);
     code.loadQuad(rsi, this.slot('work'));
@@ -178,7 +180,6 @@ export abstract class AttentionSkeleton {
     code.return();
     this.emitSoftmax('whole');
     this.emitSoftmax('masked');
-    assert(shape.heads % shape.kvHeads === 0);
     return code.finish();
   }
 
@@ -186,7 +187,6 @@ export abstract class AttentionSkeleton {
     const code = this.code;
     const { heads, kvHeads, headDim } = this.form.shape;
     const rowBytes = heads * headDim * 4;
-    const groupBytes = (heads / kvHeads) * headDim * 4;
     // Entry: first row, rows, position, where the block table is in the plan.
     code.loadQuad(rax, this.slot('entry'));
     code.loadDword(rcx, at(rax, 12));
@@ -210,9 +210,10 @@ export abstract class AttentionSkeleton {
     code.storeQuadword(this.slot('head'), rdx);
     const head = new Label();
     code.bind(head);
+    this.headGroup();
     code.loadQuad(rax, this.slot('entry'));
     code.loadDword(rcx, at(rax, 4));
-    code.multiply(rcx, rcx, heads / kvHeads);
+    code.multiplyMemory(rcx, this.slot('group'));
     code.storeQuadword(this.slot('left'), rcx);
     code.loadDword(rcx, at(rax, 8));
     code.set(rdx, 0);
@@ -227,8 +228,10 @@ export abstract class AttentionSkeleton {
     }
     this.tiles();
     for (const name of ['sliceQ', 'sliceOut'] as const) {
+      code.loadQuad(rcx, this.slot('group'));
+      code.multiply(rcx, rcx, headDim * 4);
       code.loadQuad(rdx, this.slot(name));
-      code.add(rdx, groupBytes);
+      code.addRegister(rdx, rcx);
       code.storeQuadword(this.slot(name), rdx);
     }
     code.loadQuad(rdx, this.slot('headLayer'));
@@ -238,6 +241,33 @@ export abstract class AttentionSkeleton {
     code.subtract(rdx, 1);
     code.storeQuadword(this.slot('head'), rdx);
     code.jumpIf('notEqual', head);
+  }
+
+  /** Notes how many query heads the KV head has: `head` counts down from the first to 1. */
+  protected headGroup(): void {
+    const { code } = this;
+    const { heads, kvHeads, headDim } = this.form.shape;
+    const counts = Array.from({ length: kvHeads }, (_, kv) => {
+      const { start, end } = headsOfKv(this.form.shape, kv);
+      return end - start;
+    });
+    const note = (count: number): void => {
+      code.set(rcx, count);
+      code.storeQuadword(this.slot('group'), rcx);
+      code.set(rcx, (heads - count) * headDim * 4);
+      code.storeQuadword(this.slot('others'), rcx);
+    };
+    // Only the first and the last may have fewer than those between.
+    const usual = counts[1] ?? counts[0]!;
+    note(kvHeads > 2 ? usual : counts[0]!);
+    for (const kv of new Set([0, kvHeads - 1])) {
+      const next = new Label();
+      code.loadQuad(rcx, this.slot('head'));
+      code.compare(rcx, kvHeads - kv);
+      code.jumpIf('notEqual', next);
+      note(counts[kv]!);
+      code.bind(next);
+    }
   }
 
   /** All query rows of a slice and a KV head. */
@@ -275,8 +305,7 @@ export abstract class AttentionSkeleton {
     each: (row: number) => void,
   ): void {
     const code = this.code;
-    const { heads, kvHeads, headDim } = this.form.shape;
-    const group = heads / kvHeads;
+    const { headDim } = this.form.shape;
     code.loadQuad(rax, this.slot(place));
     code.loadQuad(rcx, this.slot(position));
     code.loadQuad(rdx, this.slot(within));
@@ -285,11 +314,11 @@ export abstract class AttentionSkeleton {
       const same = new Label();
       code.add(rax, headDim * 4);
       code.add(rdx, 1);
-      code.compare(rdx, group);
+      code.compareMemory(rdx, this.slot('group'));
       code.jumpIf('notEqual', same);
       code.set(rdx, 0);
       code.add(rcx, 1);
-      code.add(rax, (heads - group) * headDim * 4);
+      code.addMemory(rax, this.slot('others'));
       code.bind(same);
     }
     code.storeQuadword(this.slot(place), rax);
