@@ -202,7 +202,7 @@ export class PagedAttention {
     let pages = scratch;
     for (const [index, shape] of shapes.entries()) {
       const shapeAddress = shapesAt + index * shapeWords * 4;
-      writeShape(memory, shapeAddress, shape, this.#options.blockTokens, this.#fours(shape));
+      writeShape(memory, shapeAddress, this.#prepared(shape), this.#options.blockTokens, this.#fours(shape));
       layers.push({ group, shape, shapeAddress, pages, native: this.#nativeAttention(group, shape, pages) });
       pages += sizes[index]!;
     }
@@ -237,6 +237,13 @@ export class PagedAttention {
     }
     group.prepare(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset);
     native();
+  }
+
+  /** Machine code takes powers of two of scores, not of e. */
+  #prepared(shape: AttentionShape): AttentionShape {
+    const { instructions, blockTokens, dtype } = this.#options;
+    const native = instructions !== undefined && hasAttentionCode({ shape, blockTokens, dtype });
+    return native ? { ...shape, scale: shape.scale * Math.LOG2E } : shape;
   }
 
   /** 1 where int8 keys and values lie in fours. */

@@ -17,9 +17,9 @@ export class FloatAttention extends AttentionSkeleton {
     }
   }
 
-  protected override weights(): void {
+  protected override weights(vectors: number): void {
     const { code, width } = this;
-    for (let i = 0; i < this.chunkKeys / this.lanes; i++) code.store(width, at(r8, i * width), i);
+    for (let i = 0; i < vectors; i++) code.store(width, at(r8, i * width), i);
   }
 
   protected override values(rows: number): void {

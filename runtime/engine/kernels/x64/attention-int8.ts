@@ -129,9 +129,8 @@ export class Int8Attention extends AttentionSkeleton {
     code.bind(done);
   }
 
-  protected override weights(): void {
+  protected override weights(vectors: number): void {
     const { code, work, chunkKeys } = this;
-    const vectors = chunkKeys / 16;
     const [largest, total, scratch, inverse, low, lowBits] = [16, 17, 18, 19, 20, 21];
     // The row's index is what r9 is past the ends, in fours.
     code.copy(r11, r9);

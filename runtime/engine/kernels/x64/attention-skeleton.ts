@@ -1,5 +1,5 @@
 /**
- * What machine code of paged attention on one layer has in common, whatever it multiplies: queries, rotated and scaled, attend causally over pages of keys and values
+ * What machine code of paged attention on one layer has in common, whatever it multiplies: queries, rotated and scaled (for powers of two, not of e), attend causally over pages of keys and values
  * (../wasm/lib/pages.ts tells their layout). A layer's shape enters, code leaves. The algorithm is that of
  * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of keys with a running maximum and sum. What a row
  * gives does not depend on the rows beside it.
@@ -30,7 +30,7 @@ import {
   rsi,
 } from './assembler.ts';
 import type { InstructionSet } from './processor.ts';
-import { emitEverywhere, emitExponential } from './vector-math.ts';
+import { emitBinaryExponential, emitEverywhere } from './vector-math.ts';
 
 export interface AttentionForm {
   readonly shape: AttentionShape;
@@ -73,8 +73,10 @@ export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean
   return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
 }
 
-/** Keys whose weights the softmax holds in registers at once: eight vectors. */
-const chunkKeysOf = (width: 32 | 64): number => (8 * width) / 4;
+/** Vectors of keys whose weights the softmax holds in registers at once. */
+const chunkVectors = 8;
+const maskedVectors = [2, 4, chunkVectors];
+const chunkKeysOf = (width: 32 | 64): number => (chunkVectors * width) / 4;
 
 const places = {
   /** [rows, headDim] float32, or as many bytes. */
@@ -125,8 +127,11 @@ export abstract class AttentionSkeleton {
   protected readonly width: 32 | 64;
   protected readonly chunkKeys: number;
   protected readonly work: WorkPlaces;
-  /** For chunks of which every row sees every key, and for the others. */
-  protected readonly softmax = { whole: new Label(), masked: new Label() };
+  /** For chunks of which every row sees every key, and for the others, by how many vectors of keys they have at most. */
+  protected readonly softmax = {
+    whole: new Label(),
+    masked: maskedVectors.map((vectors) => ({ vectors, label: new Label() })),
+  };
 
   constructor(form: AttentionForm, instructions: InstructionSet) {
     assert(hasAttentionCode(form));
@@ -178,8 +183,8 @@ export abstract class AttentionSkeleton {
     code.zeroUpper();
     for (const register of saved.reverse()) code.pop(register);
     code.return();
-    this.emitSoftmax('whole');
-    this.emitSoftmax('masked');
+    this.emitSoftmax('whole', this.softmax.whole, chunkVectors);
+    for (const { vectors, label } of this.softmax.masked) this.emitSoftmax('masked', label, vectors);
     return code.finish();
   }
 
@@ -387,8 +392,8 @@ export abstract class AttentionSkeleton {
   protected abstract query(row: number): void;
   /** Scores of a span's keys, as `spans` tells it, to the chunk's. */
   protected abstract scores(rows: number): void;
-  /** What the softmax makes of a row, in the first registers: r8 is its place among scores, r9 among ends. */
-  protected abstract weights(): void;
+  /** What the softmax makes of a row, in the first `vectors` registers: r8 is its place among scores, r9 among ends. */
+  protected abstract weights(vectors: number): void;
   /** Adds the chunk's values, weighted, to the tile's outputs. */
   protected abstract values(rows: number): void;
 
@@ -406,7 +411,16 @@ export abstract class AttentionSkeleton {
       code.jump(done);
     }
     code.bind(some);
-    code.call(this.softmax.masked);
+    const { masked } = this.softmax;
+    for (const { vectors, label } of masked.slice(0, -1)) {
+      const more = new Label();
+      code.compare(r14, vectors * this.lanes);
+      code.jumpIf('above', more);
+      code.call(label);
+      code.jump(done);
+      code.bind(more);
+    }
+    code.call(masked.at(-1)!.label);
     code.bind(done);
   }
 
@@ -449,14 +463,13 @@ export abstract class AttentionSkeleton {
    * A function of rbp rows: their scores of the chunk at r12 become weights, their maxima, sums and outputs are brought up
    * to date.
    */
-  protected emitSoftmax(kind: 'whole' | 'masked'): void {
+  protected emitSoftmax(kind: 'whole' | 'masked', label: Label, vectors: number): void {
     const code = this.code;
     const width = this.width;
     const { headDim } = this.form.shape;
     const { scores, ends, starts, maxima, sums, outputs } = this.work;
-    const vectors = this.chunkKeys / this.lanes;
     const [end, start, highest, total, factor, scratch, exponent, constant] = [8, 9, 10, 11, 12, 13, 14, 15];
-    code.bind(this.softmax[kind]);
+    code.bind(label);
     code.address(r8, at(rsi, scores));
     code.address(r9, at(rsi, ends));
     code.address(r10, at(rsi, outputs));
@@ -483,14 +496,14 @@ export abstract class AttentionSkeleton {
     code.binary(width, 'maxps', highest, highest, factor);
     code.storeFloat(at(r9, maxima - ends), highest);
     code.binary(width, 'subps', factor, factor, highest);
-    emitExponential(code, width, factor, [scratch, exponent, constant]);
+    emitBinaryExponential(code, width, factor, [scratch, exponent, constant]);
     code.binary(width, 'pxor', total, total, total);
     for (let i = 0; i < vectors; i++) {
       code.binary(width, 'subps', i, i, highest);
-      emitExponential(code, width, i, [scratch, exponent, constant]);
+      emitBinaryExponential(code, width, i, [scratch, exponent, constant]);
       code.binary(width, 'addps', total, total, i);
     }
-    this.weights();
+    this.weights(vectors);
     emitEverywhere(code, width, 'addps', total, scratch);
     code.broadcast(width, scratch, at(r9, sums - ends));
     code.binary(width, 'fmadd231ps', total, scratch, factor);

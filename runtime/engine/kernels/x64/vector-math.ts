@@ -24,20 +24,20 @@ export function emitEverywhere(
   }
 }
 
-const coefficients = [1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1];
+/** Cephes' polynomials (expf and exp2f), the highest power first. */
+const naturalCoefficients = [
+  1.98756915e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+];
+const binaryCoefficients = [
+  1.5353362e-4, 1.33988744e-3, 9.61843736e-3, 5.55033247e-2, 2.402264791e-1, 6.931472028e-1, 1,
+];
 
-/**
- * x, at most 87, becomes e to the x; 0 where that is no normal float. The polynomial is Cephes' (expf), as
- * ../wasm/lib/math.ts has it. Three registers are overwritten.
- */
-export function emitExponential(
-  code: Assembler,
-  width: 32 | 64,
-  x: number,
-  [n, p, c]: readonly [number, number, number],
-): void {
-  const constant = (to: number, value: number): void =>
-    code.broadcastConstant(width satisfies Width, to, Float32Array.of(value));
+/** Three registers that are overwritten. */
+type Scratch = readonly [number, number, number];
+
+/** x, at most 87, becomes e to the x; 0 where that is no normal float. */
+export function emitExponential(code: Assembler, width: 32 | 64, x: number, [n, p, c]: Scratch): void {
+  const constant = constantsOf(code, width);
   constant(c, width === 64 ? -105 : -87);
   code.binary(width, 'maxps', x, x, c);
   constant(c, Math.LOG2E);
@@ -47,16 +47,47 @@ export function emitExponential(
   code.binary(width, 'fnmadd231ps', x, n, c);
   constant(c, -2.1219444e-4);
   code.binary(width, 'fnmadd231ps', x, n, c);
-  constant(p, 1.98756915e-4);
-  for (const coefficient of coefficients) {
-    constant(c, coefficient);
-    code.binary(width, 'fmadd213ps', p, x, c);
-  }
+  emitPolynomial(code, width, naturalCoefficients, x, [p, c]);
   // 1 + x + x * x * p
   code.binary(width, 'mulps', p, p, x);
   code.binary(width, 'fmadd213ps', p, x, x);
   constant(c, 1);
   code.binary(width, 'addps', x, p, c);
+  emitScale(code, width, x, [n, c]);
+}
+
+/** x, at most 127, becomes 2 to the x; 0 where that is no normal float. */
+export function emitBinaryExponential(code: Assembler, width: 32 | 64, x: number, [n, p, c]: Scratch): void {
+  constantsOf(code, width)(c, width === 64 ? -152 : -126);
+  code.binary(width, 'maxps', x, x, c);
+  code.round(width, n, x);
+  code.binary(width, 'subps', x, x, n);
+  emitPolynomial(code, width, binaryCoefficients, x, [p, c]);
+  code.move(width, x, p);
+  emitScale(code, width, x, [n, c]);
+}
+
+function constantsOf(code: Assembler, width: Width): (to: number, value: number) => void {
+  return (to, value) => code.broadcastConstant(width, to, Float32Array.of(value));
+}
+
+function emitPolynomial(
+  code: Assembler,
+  width: 32 | 64,
+  [first, ...others]: readonly number[],
+  x: number,
+  [p, c]: readonly [number, number],
+): void {
+  const constant = constantsOf(code, width);
+  constant(p, first!);
+  for (const coefficient of others) {
+    constant(c, coefficient);
+    code.binary(width, 'fmadd213ps', p, x, c);
+  }
+}
+
+/** x times 2 to the n. */
+function emitScale(code: Assembler, width: 32 | 64, x: number, [n, c]: readonly [number, number]): void {
   if (width === 64) {
     code.binary(64, 'scalefps', x, x, n);
     return;
@@ -64,8 +95,8 @@ export function emitExponential(
   code.unary(32, 'cvtps2dq', n, n);
   code.shiftDwordsLeft(32, n, n, 23);
   code.binary(32, 'paddd', x, x, n);
-  // What -87 has become is nothing; of larger values this takes less than they can tell.
-  constant(c, 2e-38);
+  // What the least x has become is nothing; of larger values this takes less than they can tell.
+  constantsOf(code, 32)(c, 2e-38);
   code.binary(32, 'subps', x, x, c);
   code.binary(32, 'pxor', c, c, c);
   code.binary(32, 'maxps', x, x, c);
