@@ -47,8 +47,8 @@ export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepSt
           copyMemory(addresses.q, places.input(0), tokens * rowBytes);
           copyMemory(addresses.k, places.input(1), tokens * keyBytes);
           copyMemory(addresses.v, places.input(2), tokens * keyBytes);
-          attention.attend(layer);
-          copyMemory(places.output(0), addresses.out, tokens * rowBytes);
+          const out = places.output(0);
+          if (!attention.attend(layer, out)) copyMemory(out, addresses.out, tokens * rowBytes);
         },
       };
     },

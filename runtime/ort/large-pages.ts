@@ -3,12 +3,11 @@
  * time goes into looking up where they are. Bytes enter, addresses leave. Must not know what they hold.
  */
 import { readFileSync } from 'node:fs';
-import { libc, type Pointer } from './library.ts';
+import type { Pointer } from './library.ts';
+import { mapMemory, memoryCalls } from './system-memory.ts';
 
 const pageBytes = 2n * 2n ** 20n;
 const lineBytes = 64n;
-const protectionReadWrite = 3;
-const mapPrivateAnonymous = 0x22;
 const adviceHugePage = 14;
 
 /** Whether the system gives large pages to those who ask. */
@@ -38,11 +37,9 @@ export class LargePages implements Disposable {
     const used = sizes.reduce((sum, size) => sum + size + Number(lineBytes), 0);
     if (used < Number(pageBytes) || !offered()) return undefined;
     const bytes = used + 2 * Number(pageBytes);
-    const map = libc.func('mmap', 'int64_t', ['void *', 'size_t', 'int', 'int', 'int', 'int64_t']);
-    const start = BigInt(map(null, bytes, protectionReadWrite, mapPrivateAnonymous, -1, 0) as number);
-    if (start === -1n) return undefined;
-    const advise = libc.func('madvise', 'int', ['void *', 'size_t', 'int']);
-    advise(start, bytes, adviceHugePage);
+    const start = mapMemory(bytes);
+    if (start === undefined) return undefined;
+    memoryCalls!.madvise(start, bytes, adviceHugePage);
     return new LargePages(start, bytes);
   }
 
@@ -56,7 +53,7 @@ export class LargePages implements Disposable {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    libc.func('munmap', 'int', ['void *', 'size_t'])(this.#start, this.#bytes);
+    memoryCalls!.munmap(this.#start, this.#bytes);
   }
 
   [Symbol.dispose](): void {

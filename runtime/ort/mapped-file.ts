@@ -5,25 +5,9 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import koffi from 'koffi';
 import { SluiceError } from '../errors.ts';
-import { addressOf, libc, type Pointer } from './library.ts';
+import { addressOf, type Pointer } from './library.ts';
+import { memoryCalls, protections } from './system-memory.ts';
 
-interface MemoryCalls {
-  mmap(address: null, bytes: number, protection: number, flags: number, fd: number, offset: number): Pointer;
-  munmap(address: Pointer, bytes: number): number;
-  madvise(address: Pointer, bytes: number, advice: number): number;
-}
-
-const calls: MemoryCalls | undefined =
-  process.platform === 'win32'
-    ? undefined
-    : {
-        // As an integer: MAP_FAILED is -1.
-        mmap: libc.func('mmap', 'int64_t', ['void *', 'size_t', 'int', 'int', 'int', 'int64_t']),
-        munmap: libc.func('munmap', 'int', ['void *', 'size_t']),
-        madvise: libc.func('madvise', 'int', ['void *', 'size_t', 'int']),
-      };
-
-const protectionRead = 1;
 const mapPrivate = 2;
 const adviceDontNeed = 4;
 
@@ -41,13 +25,13 @@ interface Mapping {
 const mappings = new Map<string, Mapping>();
 
 function map(fd: number, bytes: number): Pick<Mapping, 'pointer' | 'memory'> {
-  if (calls === undefined) {
+  if (memoryCalls === undefined) {
     const memory = new Uint8Array(bytes);
     for (let done = 0; done < bytes; )
       done += readSync(fd, memory, done, Math.min(bytes - done, 2 ** 30), done);
     return { pointer: addressOf(memory), memory };
   }
-  const pointer = BigInt(calls.mmap(null, bytes, protectionRead, mapPrivate, fd, 0));
+  const pointer = BigInt(memoryCalls.mmap(null, bytes, protections.read, mapPrivate, fd, 0));
   if (pointer === -1n) throw new Error(`mmap of ${bytes} bytes failed (errno ${koffi.errno()})`);
   return { pointer };
 }
@@ -92,8 +76,8 @@ export class MappedFile implements Disposable {
 
   /** Lets the system take the pages back; touching them reads the file again. */
   dropPages(): void {
-    if (calls === undefined || this.pointer === 0n) return;
-    calls.madvise(this.pointer, this.bytes, adviceDontNeed);
+    if (memoryCalls === undefined || this.pointer === 0n) return;
+    memoryCalls.madvise(this.pointer, this.bytes, adviceDontNeed);
   }
 
   close(): void {
@@ -102,7 +86,7 @@ export class MappedFile implements Disposable {
     const mapping = this.#mapping!;
     if (--mapping.users > 0) return;
     mappings.delete(mapping.key);
-    calls?.munmap(mapping.pointer, mapping.bytes);
+    memoryCalls?.munmap(mapping.pointer, mapping.bytes);
   }
 
   [Symbol.dispose](): void {

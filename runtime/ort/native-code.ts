@@ -3,11 +3,8 @@
  * never writable and executable at once. Must not know what the code computes.
  */
 import koffi from 'koffi';
-import { SluiceError } from '../errors.ts';
-import { copyMemory, libc, type Pointer, type PointerLike } from './library.ts';
-
-const protections = { read: 1, write: 2, execute: 4 } as const;
-const mapPrivateAnonymous = 0x22;
+import { copyMemory, type Pointer, type PointerLike } from './library.ts';
+import { mapMemory, memoryCalls, memoryError, protections } from './system-memory.ts';
 
 export type NativeFunction = (...addresses: PointerLike[]) => unknown;
 
@@ -27,22 +24,12 @@ export function functionAt(address: Pointer, parameters: number): NativeFunction
  * SluiceError `engine_failed` where the system forbids such memory.
  */
 export function placeCode(code: Uint8Array): Pointer {
-  const map = libc.func('mmap', 'int64_t', ['void *', 'size_t', 'int', 'int', 'int', 'int64_t']);
-  const protect = libc.func('mprotect', 'int', ['void *', 'size_t', 'int']);
-  const address = BigInt(
-    map(null, code.length, protections.read | protections.write, mapPrivateAnonymous, -1, 0) as number,
-  );
-  if (address === -1n) throw forbidden('mmap', code.length);
+  const address = mapMemory(code.length);
+  if (address === undefined) throw memoryError('mmap', code.length);
   copyMemory(address, code, code.length);
-  if (protect(address, code.length, protections.read | protections.execute) !== 0) {
-    throw forbidden('mprotect', code.length);
+  const { read, execute } = protections;
+  if (memoryCalls!.mprotect(address, code.length, read | execute) !== 0) {
+    throw memoryError('mprotect to executable memory', code.length);
   }
   return address;
-}
-
-function forbidden(call: string, bytes: number): SluiceError {
-  return new SluiceError(
-    'engine_failed',
-    `${call} of ${bytes} bytes of executable memory failed (errno ${koffi.errno()})`,
-  );
 }

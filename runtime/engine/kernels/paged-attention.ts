@@ -103,7 +103,7 @@ interface Layer {
   /** Where the layer's pages start. */
   readonly pages: number;
   /** Attends by machine code once queries, keys and values are prepared. */
-  readonly native: (() => void) | undefined;
+  readonly native: ((out: Pointer) => void) | undefined;
 }
 
 /** Bytes of one block of one layer: K [headDim][blockTokens] and V [blockTokens][headDim up to 8] for each KV head. */
@@ -224,19 +224,23 @@ export class PagedAttention {
     }
   }
 
-  /** Stores the step's k and v of a layer and attends; `q` and `k` in the buffers are overwritten. */
-  attend(layer: number): void {
+  /**
+   * Stores the step's k and v of a layer and attends; `q` and `k` in the buffers are overwritten. The outputs go to `place`
+   * where machine code attends, which is the answer, else to the buffer.
+   */
+  attend(layer: number, place?: Pointer): boolean {
     const { group, shape, shapeAddress, pages, native } = this.#layers[layer]!;
-    if (shape.heads === 0) return;
+    if (shape.heads === 0) return false;
     const { q, k, v, out } = group.buffers;
     const { plan, angles, work } = group;
     const rows = [q.byteOffset, k.byteOffset, v.byteOffset] as const;
     if (native === undefined) {
       group.attend(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset, out.byteOffset, work);
-      return;
+      return false;
     }
     group.prepare(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset);
-    native();
+    native(place ?? group.base + BigInt(out.byteOffset));
+    return place !== undefined;
   }
 
   /** Machine code takes powers of two of scores, not of e. */
@@ -254,7 +258,7 @@ export class PagedAttention {
       : 0;
   }
 
-  #nativeAttention(group: Group, shape: AttentionShape, pages: number): (() => void) | undefined {
+  #nativeAttention(group: Group, shape: AttentionShape, pages: number): ((out: Pointer) => void) | undefined {
     const { instructions, blockTokens, dtype } = this.#options;
     const form = { shape, blockTokens, dtype };
     if (instructions === undefined || !hasAttentionCode(form)) return undefined;
@@ -271,14 +275,13 @@ export class PagedAttention {
     words[attentionArguments.plan] = place(group.plan.byteOffset);
     words[attentionArguments.layer] = place(pages);
     words[attentionArguments.q] = place(group.buffers.q.byteOffset);
-    words[attentionArguments.out] = place(group.buffers.out.byteOffset);
     words[attentionArguments.work] = (addressOf(this.#work) + 63n) & ~63n;
     const address = addressOf(words);
     const run = code;
     const work = this.#work;
-    return () => {
-      // Both are used by address only.
-      void words;
+    return (out) => {
+      words[attentionArguments.out] = out;
+      // Used by its address only.
       void work;
       run(address);
     };
