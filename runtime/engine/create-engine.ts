@@ -18,6 +18,7 @@ import type { KvDType } from './kernels/paged-attention.ts';
 import { type CpuKernels, chooseInstructionSet } from './kernels/x64/processor.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
 import { chooseRowInt8PairLimit, type PrefillWeights } from './many-row-weights.ts';
+import { announceOpDomain } from './op-domain.ts';
 import { logitTileRows, manyRowsFrom, type Rank } from './rank.ts';
 import { type CheckpointSource, loadRank, openSource, type RankLoad, type RankSizes } from './rank-loader.ts';
 import { type RankThread, startRank } from './rank-threads.ts';
@@ -110,6 +111,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     ),
   };
   const collective: Collective = ranks === 1 ? new SoloCollective(0) : new ThreadCollective(shared, 0);
+  if (ranks > 1) announceOpDomain();
   let engine: RankedEngine | undefined;
   const threads = Array.from({ length: ranks - 1 }, (_, index) => {
     const rank = index + 1;

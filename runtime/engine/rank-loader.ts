@@ -22,6 +22,7 @@ import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
 import type { InstructionSet } from './kernels/x64/processor.ts';
 import { rowGatherCode } from './kernels/x64/row-gather.ts';
+import { opDomain } from './op-domain.ts';
 import { allReduceOp, pagedAttentionOp, StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { RopeAngles } from './rope.ts';
@@ -118,7 +119,7 @@ export async function loadRank(
       ? []
       : [blockProductOp(instructions), groupRowsOp(state), ...rowOps(instructions)]),
   ];
-  const ops = new CustomOpDomain('sluice', ownOps, {
+  const ops = new CustomOpDomain(opDomain, ownOps, {
     rows: state.rows,
     code: instructions === null ? undefined : placeCode(rowGatherCode(nativeAddresses)),
   });
