@@ -1,5 +1,6 @@
 /** `npm run bench [-- <name> [options]]`: picks the benchmark; what follows its name are its own options. */
 import { benchHealth } from './health.ts';
+import { benchMemory } from './memory.ts';
 import { benchOperator } from './operator/main.ts';
 import { benchPeers } from './peers/main.ts';
 import { benchProfile } from './profile.ts';
@@ -42,6 +43,11 @@ const benches: Readonly<Record<string, Bench>> = {
       'operator [--services 1000] [--few 10] [--foreign-pods 10000] [--edits 20] [--seconds 120] [--write]',
     does: 'many services beside many pods of others: requests, memory and latency; --write puts the table into docs/',
     run: benchOperator,
+  },
+  memory: {
+    usage: 'memory [--only <part of a name>] [--cache <folder>] [--write]',
+    does: 'resident memory beside the file, loading, and the start of sluice generate; --write puts them into docs/',
+    run: benchMemory,
   },
   soak: {
     usage: 'soak [requests] [--model <folder or GGUF>] [--write]',

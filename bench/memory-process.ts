@@ -1,9 +1,10 @@
 /**
- * A process that measures itself: an engine is made as the first argument (EngineOptions in JSON) says, runs a prompt and
- * a few tokens, and says on standard output what is resident, without and with the pages of mapped files.
+ * A process that measures itself: an engine of the built program is made, fills its KV cache, and what is resident goes to
+ * standard output; without engine options only the program's modules are loaded. Run without its types and without
+ * anything of the checkout (bench/memory.ts starts it so): what compiles TypeScript would be measured too.
  */
 import { readFileSync } from 'node:fs';
-import { createEngine, type EngineOptions } from '../runtime/engine/create-engine.ts';
+import type { EngineOptions } from '../runtime/engine/create-engine.ts';
 import type { StepSlice } from '../runtime/engine/engine.ts';
 
 export interface Resident {
@@ -15,20 +16,42 @@ export interface Resident {
 
 export interface MemoryReport {
   readonly resident: Resident;
-  /** Of `resident`, the KV cache's pages that were touched. */
+  /** Of `resident`, the KV cache's pages: all were written. */
   readonly kvBytes: number;
   readonly weightBytes: number;
+  readonly loadMs: number;
+}
+
+export interface MemoryTask {
+  /** URL of the built runtime's folder. */
+  readonly runtime: string;
+  readonly engine: EngineOptions | null;
 }
 
 /** Linux's account of this process. */
-export function resident(): Resident {
+function resident(): Resident {
   const text = readFileSync('/proc/self/smaps_rollup', 'utf8');
   const bytes = (key: string): number => 1024 * Number(new RegExp(`^${key}:\\s+(\\d+)`, 'm').exec(text)?.[1]);
   return { anonymous: bytes('Anonymous'), all: bytes('Rss') };
 }
 
-async function measure(options: EngineOptions): Promise<MemoryReport> {
+async function measure({ runtime, engine: options }: MemoryTask): Promise<MemoryReport> {
+  const { createEngine } = (await import(
+    `${runtime}/engine/create-engine.js`
+  )) as typeof import('../runtime/engine/create-engine.ts');
+  const { collectGarbage } = (await import(
+    `${runtime}/engine/collect-garbage.js`
+  )) as typeof import('../runtime/engine/collect-garbage.ts');
+  if (options === null) {
+    // As `collectGarbage`, without letting go of code: only an engine that has loaded does.
+    await globalThis.gc!({ type: 'major', execution: 'async', flavor: 'last-resort' });
+    return { resident: resident(), kvBytes: 0, weightBytes: 0, loadMs: 0 };
+  }
+  const start = performance.now();
   const engine = await createEngine(options);
+  const loadMs = performance.now() - start;
+  // As the engine's thread does once it has loaded.
+  collectGarbage();
   const { blockTokens, blockCount, kvBytes, maxStepTokens, vocabulary, weightBytes } = engine.info;
   const blocks = Array.from({ length: blockCount }, (_, id) => id);
   const step = (tokens: readonly number[], position: number): void => {
@@ -44,17 +67,10 @@ async function measure(options: EngineOptions): Promise<MemoryReport> {
       position,
     );
   }
-  // What loading left behind is not running: the collector has had its time.
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-  globalThis.gc?.();
-  const report = { resident: resident(), kvBytes, weightBytes };
+  const report = { resident: resident(), kvBytes, weightBytes, loadMs };
   engine.close();
   return report;
 }
 
-const [argument] = process.argv.slice(2);
-if (argument === undefined) throw new Error('expected EngineOptions as JSON, or null for an empty process');
-const options = JSON.parse(argument) as EngineOptions | null;
-const report: MemoryReport =
-  options === null ? { resident: resident(), kvBytes: 0, weightBytes: 0 } : await measure(options);
-console.log(JSON.stringify(report));
+const task = JSON.parse(process.argv[2]!) as MemoryTask;
+console.log(JSON.stringify(await measure(task)));

@@ -16,7 +16,6 @@ import { blockProductOp } from './block-product-op.ts';
 import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
-import { groupRowsOp } from './group-rows-op.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
@@ -29,6 +28,7 @@ import { RopeAngles } from './rope.ts';
 import { rowInt8Ops } from './row-int8-ops.ts';
 import { rowOps } from './row-ops.ts';
 import { planCapacity, type StepLimits } from './step-message.ts';
+import { tableRowsOp } from './table-rows-op.ts';
 
 /**
  * Where a checkpoint is, in a form that any thread can open: a folder, or a module that exports
@@ -115,9 +115,8 @@ export async function loadRank(
     pagedAttentionOp(layers, state),
     allReduceOp(collective),
     ...rowInt8Ops(state),
-    ...(instructions === null
-      ? []
-      : [blockProductOp(instructions), groupRowsOp(state), ...rowOps(instructions)]),
+    tableRowsOp(state),
+    ...(instructions === null ? [] : [blockProductOp(instructions), ...rowOps(instructions)]),
   ];
   const ops = new CustomOpDomain(opDomain, ownOps, {
     rows: state.rows,

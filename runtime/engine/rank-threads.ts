@@ -27,7 +27,7 @@ export interface RankThread {
 }
 
 /** A step allocates little: room for more garbage would only stay filled with it. */
-const maxYoungGenerationSizeMb = 6;
+const maxYoungGenerationSizeMb = 3;
 
 /** `onEnd` is called when the thread has ended, for whatever reason, after it had loaded. */
 export function startRank(data: RankThreadData, onEnd: () => void): RankThread {

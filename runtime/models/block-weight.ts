@@ -5,7 +5,7 @@
  */
 import type { GraphBuilder } from '../graph/builder.ts';
 import type { InitializerSource, Value } from '../graph/graph.ts';
-import { blockProduct, groupRows } from '../graph/ops/custom.ts';
+import { blockProduct, tableRows } from '../graph/ops/custom.ts';
 import { add } from '../graph/ops/elementwise.ts';
 import { selectColumns } from '../graph/ops/shape.ts';
 import type { QuantizedTensor } from '../weights/checkpoint.ts';
@@ -89,7 +89,7 @@ export function blockRows(
   const cut = { tensor, weight, rows: { start: 0, end: outputs }, columns: { start: 0, end: inputs } };
   const planned = plan(cut);
   const groups = initializerOf(builder, [planned], true);
-  return groupRows(builder, name, ids, groups, { form: { ...planned.form }, outputs, inputs });
+  return tableRows(builder, name, ids, groups, { form: { ...planned.form }, outputs, inputs });
 }
 
 function plan<C extends BlockCut>(projection: C): Planned<C> {

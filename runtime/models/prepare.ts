@@ -1,7 +1,8 @@
 /**
  * Makes what one rank runs: its two graphs as ONNX models and, for every weight, where its bytes are. A model and its
  * checkpoint enter. Weights that lie in the checkpoint as they are needed stay there; the others are written to one
- * file for each graph in the cache folder, once for all processes, or kept in memory where there is none.
+ * file for each rank, and one for what ranks share, in the cache folder, once for all processes, or kept in memory where
+ * there is none.
  * Must not know sessions.
  *
  * What to do with the result: map each file, give located weights to the session in place (`sharedInitializers`) and

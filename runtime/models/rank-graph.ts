@@ -4,14 +4,15 @@
  * Must not know any one architecture.
  */
 import assert from 'node:assert';
+import { dtypeBytes } from '../dtype.ts';
 import { SluiceError } from '../errors.ts';
 import { GraphBuilder } from '../graph/builder.ts';
 import type { Value } from '../graph/graph.ts';
-import { allReduce } from '../graph/ops/custom.ts';
-import { add, cast } from '../graph/ops/elementwise.ts';
+import { allReduce, tableRows } from '../graph/ops/custom.ts';
+import { add } from '../graph/ops/elementwise.ts';
 import { linear } from '../graph/ops/linear.ts';
 import { type QuantizedRows, quantizeRows } from '../graph/ops/row-int8.ts';
-import { gather, split } from '../graph/ops/shape.ts';
+import { split } from '../graph/ops/shape.ts';
 import type { Checkpoint, DenseTensor, QuantizedTensor, StoredTensor } from '../weights/checkpoint.ts';
 import { quantizeTensor } from '../weights/quantize.ts';
 import { type BlockProjection, blockProjections, blockRows } from './block-weight.ts';
@@ -108,8 +109,17 @@ export class RankGraph {
       return quantizedRows(this.builder, name, tokens, { tensor: stored, weight });
     }
     const { dtype, source } = wholeSource(stored);
-    const table = this.builder.initializer(`${tensor}.rows`, dtype, [vocabulary, hidden], source);
-    return cast(this.builder, name, gather(this.builder, `${name}.rows`, table, tokens), 'float32');
+    const bytes = this.builder.initializer(
+      `${tensor}.rows`,
+      'uint8',
+      [vocabulary, hidden * dtypeBytes[dtype]],
+      source,
+    );
+    return tableRows(this.builder, name, tokens, bytes, {
+      form: { dtype },
+      outputs: vocabulary,
+      inputs: hidden,
+    });
   }
 
   /** A norm's weight or a bias, float32. */

@@ -3,7 +3,7 @@
  * plain values, typed arrays or addresses (bigint); failed calls leave as SluiceError `engine_failed` with ORT's own
  * message. Must not know sessions or tensors.
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import koffi, { type TypeObject } from 'koffi';
@@ -31,7 +31,7 @@ const libraryNames: Readonly<Record<string, string>> = {
   win32: 'onnxruntime.dll',
 };
 
-function libraryPath(): string {
+export function libraryPath(): string {
   const manifest = createRequire(import.meta.url).resolve('onnxruntime-node/package.json');
   const folder = path.join(path.dirname(manifest), 'bin', 'napi-v6', process.platform, process.arch);
   const file = path.join(folder, libraryNames[process.platform] ?? 'libonnxruntime.so');
@@ -131,44 +131,6 @@ export const copyMemory = libc.func('memcpy', 'void *', ['void *', 'void *', 'si
   from: PointerLike,
   bytes: number,
 ) => unknown;
-
-/** glibc keeps what is freed for later; musl, macOS and Windows have no such call. */
-const mallocTrim = ((): ((keep: number) => unknown) | undefined => {
-  if (process.platform !== 'linux') return undefined;
-  try {
-    return libc.func('malloc_trim', 'int', ['size_t']) as unknown as (keep: number) => unknown;
-  } catch {
-    return undefined;
-  }
-})();
-
-/**
- * Gives what making sessions needed back to the system: memory that was freed, and the pages of the library's code, most
- * of which nothing else runs. Those that are run come back from its file.
- */
-export function trimMemory(): void {
-  mallocTrim?.(0);
-  if (process.platform !== 'linux') return;
-  const advise = libc.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']);
-  for (const { start, bytes } of libraryCode()) advise(start, bytes, adviceDontNeed);
-}
-
-const adviceDontNeed = 4;
-
-/** Where the library's code is mapped. Only code, which nothing writes to: data would be lost. */
-function libraryCode(): { readonly start: number; readonly bytes: number }[] {
-  const name = path.basename(libraryPath());
-  return readFileSync('/proc/self/maps', 'utf8')
-    .split('\n')
-    .filter((line) => line.includes(' r-xp ') && line.endsWith(name))
-    .map((line) => {
-      const [start, end] = line
-        .split(' ', 1)[0]!
-        .split('-')
-        .map((address) => Number.parseInt(address, 16)) as [number, number];
-      return { start, bytes: end - start };
-    });
-}
 
 /** Reads a NUL-terminated UTF-8 string. */
 export function readString(pointer: Pointer): string {

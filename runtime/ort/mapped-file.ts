@@ -2,10 +2,11 @@
  * A file's bytes as memory, read by the system when they are touched and shared by all processes that map it. A path
  * enters, addresses leave. Where the system has no mmap, the file is read into memory. Must not know what it holds.
  */
+import assert from 'node:assert';
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import koffi from 'koffi';
 import { SluiceError } from '../errors.ts';
-import { addressOf, type Pointer } from './library.ts';
+import { addressOf, copyMemory, type Pointer } from './library.ts';
 import { memoryCalls, protections } from './system-memory.ts';
 
 const mapPrivate = 2;
@@ -14,6 +15,7 @@ const adviceDontNeed = 4;
 interface Mapping {
   /** Tells the file and its content. */
   readonly key: string;
+  readonly fd: number;
   readonly bytes: number;
   readonly pointer: Pointer;
   /** The bytes themselves where they cannot be mapped. */
@@ -61,8 +63,9 @@ export class MappedFile implements Disposable {
       const key = [dev, ino, bytes, mtimeNs].join();
       let mapping = mappings.get(key);
       if (mapping === undefined) {
-        mapping = { key, users: 0, bytes: Number(bytes), ...map(fd, Number(bytes)) };
+        mapping = { key, fd, users: 0, bytes: Number(bytes), ...map(fd, Number(bytes)) };
         mappings.set(key, mapping);
+        fd = undefined;
       }
       return new MappedFile(path, mapping);
     } catch (cause) {
@@ -86,10 +89,30 @@ export class MappedFile implements Disposable {
     const mapping = this.#mapping!;
     if (--mapping.users > 0) return;
     mappings.delete(mapping.key);
+    closeSync(mapping.fd);
     memoryCalls?.munmap(mapping.pointer, mapping.bytes);
   }
 
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** Fills `to` with the bytes from `offset` on. */
+export type MemoryReader = (offset: number, to: Uint8Array) => void;
+
+/**
+ * Reads of memory at an address. What lies in a mapped file is read from the file: few rows of a large table, here and
+ * there, would keep most of it resident, once for each mapping. Valid as long as the memory.
+ */
+export function memoryReader(address: Pointer): MemoryReader {
+  for (const { fd, pointer, bytes, memory } of mappings.values()) {
+    if (memory !== undefined || address < pointer || address >= pointer + BigInt(bytes)) continue;
+    const start = Number(address - pointer);
+    return (offset, to) => {
+      const read = readSync(fd, to, 0, to.length, start + offset);
+      assert.equal(read, to.length, 'a mapped file keeps its size');
+    };
+  }
+  return (offset, to) => void copyMemory(to, address + BigInt(offset), to.length);
 }

@@ -15,8 +15,8 @@ import {
   ortEnvironment,
   type Pointer,
   readString,
-  trimMemory,
 } from './library.ts';
+import { trimMemory } from './trim-memory.ts';
 import { OrtValue } from './value.ts';
 
 export interface SessionOptions {

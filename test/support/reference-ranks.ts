@@ -6,6 +6,7 @@
  * known; number p is collected; what follows is thrown away.
  */
 import assert from 'node:assert/strict';
+import { tableRowsOp } from '../../runtime/engine/table-rows-op.ts';
 import type { ModelSpec } from '../../runtime/models/model.ts';
 import { type PreparedGraph, type PreparedRank, prepareRank } from '../../runtime/models/prepare.ts';
 import { parseModel } from '../../runtime/models/registry.ts';
@@ -28,7 +29,7 @@ export class ReferenceRanks implements Disposable {
   readonly #ranks: { body: Session; head: Session }[];
   readonly #domain: CustomOpDomain;
   readonly #files = new Map<string, MappedFile>();
-  #length = 0;
+  readonly #step = { tokens: 0 };
   #sums: Float32Array[] = [];
   #collected: Float32Array | undefined;
 
@@ -45,7 +46,11 @@ export class ReferenceRanks implements Disposable {
         ...(options.quantizedCompute === undefined ? {} : { quantizedCompute: options.quantizedCompute }),
       }),
     );
-    this.#domain = new CustomOpDomain('sluice', [this.#pagedAttention(), this.#allReduce()]);
+    this.#domain = new CustomOpDomain('sluice', [
+      this.#pagedAttention(),
+      this.#allReduce(),
+      tableRowsOp(this.#step),
+    ]);
     this.#ranks = this.prepared.map(({ body, head }) => ({
       body: this.#session(body),
       head: this.#session(head),
@@ -54,7 +59,7 @@ export class ReferenceRanks implements Disposable {
 
   /** Logits of every position: [tokens][vocabulary]. */
   logits(tokens: readonly number[]): Float32Array[] {
-    this.#length = tokens.length;
+    this.#step.tokens = tokens.length;
     this.#sums = [];
     const input = OrtValue.over(Int32Array.from(tokens), 'int32', [tokens.length]);
     let hidden: OrtValue[] = [];
@@ -143,7 +148,7 @@ export class ReferenceRanks implements Disposable {
         ({ layer }) =>
         (context) => {
           const { headDim } = this.spec;
-          const length = this.#length;
+          const length = this.#step.tokens;
           const [q, k, v] = [0, 1, 2].map((index) => {
             const [rows, width] = context.inputShape(index);
             assert.equal(rows, length);
@@ -159,9 +164,9 @@ export class ReferenceRanks implements Disposable {
 
   #rotate(values: Float32Array, heads: number): void {
     const { rope, headDim } = this.spec;
-    const { inverseFrequencies, attentionFactor } = rope.table(rope.variant(this.#length));
+    const { inverseFrequencies, attentionFactor } = rope.table(rope.variant(this.#step.tokens));
     const half = rope.rotaryDim / 2;
-    for (let row = 0; row < this.#length; row++) {
+    for (let row = 0; row < this.#step.tokens; row++) {
       for (let head = 0; head < heads; head++) {
         const at = (row * heads + head) * headDim;
         for (let pair = 0; pair < half; pair++) {

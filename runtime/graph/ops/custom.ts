@@ -69,27 +69,24 @@ export function blockProduct(
   return custom(builder, name, 'BlockProduct', [x, groups], types, attributes);
 }
 
-/**
- * Rows, by ids [tokens] int32, of a table [outputs, inputs] that lies in groups of outputs (uint8 [groups, bytes of a
- * group]): [tokens, inputs] float32.
- */
-export function groupRows(
-  builder: GraphBuilder,
-  name: string,
-  ids: Value,
-  groups: Value,
-  { form, outputs, inputs }: GroupRowsAttributes,
-): Value {
-  const type: TensorType = { dtype: 'float32', shape: [...ids.type.shape, inputs] };
-  const attributes = { form: JSON.stringify(form), outputs, inputs };
-  return custom(builder, name, 'GroupRows', [ids, groups], [type], attributes)[0]!;
-}
-
-export interface GroupRowsAttributes {
-  /** How the groups are laid out; the kernel's business. */
+export interface TableRowsAttributes {
+  /** How the table is stored; the kernel's business. */
   readonly form: Readonly<Record<string, string | number>>;
   readonly outputs: number;
   readonly inputs: number;
+}
+
+/** Rows, by ids [tokens] int32, of a table [outputs, inputs] whose bytes are a uint8 value: [tokens, inputs] float32. */
+export function tableRows(
+  builder: GraphBuilder,
+  name: string,
+  ids: Value,
+  table: Value,
+  { form, outputs, inputs }: TableRowsAttributes,
+): Value {
+  const type: TensorType = { dtype: 'float32', shape: [...ids.type.shape, inputs] };
+  const attributes = { form: JSON.stringify(form), outputs, inputs };
+  return custom(builder, name, 'TableRows', [ids, table], [type], attributes)[0]!;
 }
 
 /**

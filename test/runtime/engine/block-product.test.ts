@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
-import { GroupRows } from '../../../runtime/engine/kernels/group-rows.ts';
+import { TableRows } from '../../../runtime/engine/kernels/table-rows.ts';
 import {
   availableInstructionSets,
   chooseInstructionSet,
@@ -18,6 +18,7 @@ import {
   packGroups,
   unpackGroups,
 } from '../../../runtime/weights/column-groups.ts';
+import { bfloat16ToFloat32, float16ToFloat32 } from '../../../runtime/weights/half.ts';
 import { dequantize } from '../../../runtime/weights/quantized.ts';
 
 interface Case {
@@ -134,7 +135,7 @@ test('rows of a table in groups are those of the dense matrix, for random sizes 
       const [outputs, { inputs }] = [each.outputs[0]!, each];
       const ids = Int32Array.from({ length: each.rows }, () => Math.floor(next() * outputs));
       const out = new Float32Array(ids.length * inputs + 1).fill(77);
-      const table = new GroupRows({ form, outputs, inputs });
+      const table = new TableRows({ form, outputs, inputs });
       table.read(addressOf(ids), ids.length, addressOf(groups), addressOf(out));
       assert.equal(out.at(-1), 77, 'what lies behind the rows');
       const stored = form.blocks * form.blockSize;
@@ -152,9 +153,27 @@ test('rows of a table in groups are those of the dense matrix, for random sizes 
   );
   const form: GroupForm = { bits: 4, blockSize: 16, blocks: 1, scales: 'float32', minima: 'none' };
   const bytes = addressOf(new Uint8Array(1024));
-  const table = new GroupRows({ form, outputs: 5, inputs: 16 });
+  const table = new TableRows({ form, outputs: 5, inputs: 16 });
   for (const id of [-1, 5])
     assert.throws(() => table.read(addressOf(Int32Array.of(id)), 1, bytes, bytes), /row -?\d of 5/);
+});
+
+test('rows of a plain table are its values, whatever type stores them', () => {
+  const inputs = 24;
+  const bits = Uint16Array.from({ length: 9 * inputs }, (_, i) => 0x3000 + ((i * 91) % 0x1000));
+  const stored = [
+    { dtype: 'float16', bytes: bits, values: float16ToFloat32(bits) },
+    { dtype: 'bfloat16', bytes: bits, values: bfloat16ToFloat32(bits) },
+    { dtype: 'float32', bytes: float16ToFloat32(bits), values: float16ToFloat32(bits) },
+  ] as const;
+  const ids = Int32Array.of(8, 0, 3, 3);
+  for (const { dtype, bytes, values } of stored) {
+    const out = new Float32Array(ids.length * inputs);
+    const table = new TableRows({ form: { dtype }, outputs: 9, inputs });
+    table.read(addressOf(ids), ids.length, addressOf(bytes), addressOf(out));
+    const expected = [...ids].flatMap((id) => [...values.subarray(id * inputs, (id + 1) * inputs)]);
+    assert.deepEqual([...out], expected, dtype);
+  }
 });
 
 for (const instructions of availableInstructionSets()) {

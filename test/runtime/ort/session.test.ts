@@ -11,7 +11,7 @@ import { add, mul } from '../../../runtime/graph/ops/elementwise.ts';
 import { linear } from '../../../runtime/graph/ops/linear.ts';
 import { ortVersion } from '../../../runtime/ort/api-table.ts';
 import { addressOf, libraryVersion } from '../../../runtime/ort/library.ts';
-import { MappedFile } from '../../../runtime/ort/mapped-file.ts';
+import { MappedFile, memoryReader } from '../../../runtime/ort/mapped-file.ts';
 import { IoBinding, RunOptions, Session } from '../../../runtime/ort/session.ts';
 import { OrtValue } from '../../../runtime/ort/value.ts';
 
@@ -125,6 +125,23 @@ test('external initializers are used where they lie in a mapped file', () => {
   mapped.dropPages();
   using input = OrtValue.over(Float32Array.of(4, 3, 2, 1), 'float32', [1, 4]);
   assertClose(session.run({ x: input })[0]!.toFloat32(), product([4, 3, 2, 1]));
+});
+
+test('a file is mapped once for all who open it, and is read where it is not touched', () => {
+  const file = path.join(folder, 'mapped-twice');
+  const bytes = Uint8Array.from({ length: 10_000 }, (_, i) => i % 251);
+  writeFileSync(file, bytes);
+  const first = MappedFile.open(file);
+  const second = MappedFile.open(file);
+  assert.equal(second.pointer, first.pointer);
+  first.close();
+  const part = new Uint8Array(100);
+  memoryReader(second.pointer + 5000n)(17, part);
+  assert.deepEqual(part, bytes.slice(5017, 5117));
+  second.close();
+  const own = bytes.slice();
+  memoryReader(addressOf(own))(3000, part);
+  assert.deepEqual(part, bytes.slice(3000, 3100), 'memory that is no file');
 });
 
 test('a file that is not there cannot be mapped', () => {

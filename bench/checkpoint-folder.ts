@@ -1,11 +1,11 @@
 /**
- * Writes a checkpoint folder of a given geometry as GPTQ publishes them: 4 bits in groups, random weights, embedding and
- * head in float16. Only sizes matter: what it says is noise.
+ * Writes a checkpoint folder of a given geometry with random weights: plain in bfloat16, or as GPTQ publishes them, 4 bits
+ * in groups, embedding and head in float16. Only sizes matter: what it says is noise.
  */
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import path from 'node:path';
 
-export interface GptqGeometry {
+export interface FolderGeometry {
   readonly layers: number;
   readonly hidden: number;
   readonly intermediate: number;
@@ -14,10 +14,22 @@ export interface GptqGeometry {
   readonly headDim: number;
   readonly vocabulary: number;
   readonly tied: boolean;
-  readonly groupSize: number;
+  /** Of GPTQ's weights; null: they are plain. */
+  readonly groupSize: number | null;
 }
 
-export const gptqGeometries: Readonly<Record<string, GptqGeometry>> = {
+export const folderGeometries = {
+  'SmolLM2-135M': {
+    layers: 30,
+    hidden: 576,
+    intermediate: 1536,
+    heads: 9,
+    kvHeads: 3,
+    headDim: 64,
+    vocabulary: 49152,
+    tied: true,
+    groupSize: null,
+  },
   'TinyLlama-1.1B': {
     layers: 22,
     hidden: 2048,
@@ -40,23 +52,29 @@ export const gptqGeometries: Readonly<Record<string, GptqGeometry>> = {
     tied: true,
     groupSize: 128,
   },
-};
+} as const satisfies Readonly<Record<string, FolderGeometry>>;
 
 interface Part {
   readonly name: string;
-  readonly dtype: 'I32' | 'F16';
+  readonly dtype: keyof typeof elementBytes;
   readonly shape: readonly number[];
 }
 
-function partsOf(geometry: GptqGeometry): Part[] {
+const elementBytes = { I32: 4, F16: 2, BF16: 2 } as const;
+
+function partsOf(geometry: FolderGeometry): Part[] {
   const { layers, hidden, intermediate, heads, kvHeads, headDim, vocabulary, groupSize } = geometry;
-  const linear = (name: string, outputs: number, inputs: number): Part[] => [
-    { name: `${name}.qweight`, dtype: 'I32', shape: [inputs / 8, outputs] },
-    { name: `${name}.qzeros`, dtype: 'I32', shape: [inputs / groupSize, outputs / 8] },
-    { name: `${name}.scales`, dtype: 'F16', shape: [inputs / groupSize, outputs] },
-  ];
-  const table = (name: string): Part => ({ name, dtype: 'F16', shape: [vocabulary, hidden] });
-  const norm = (name: string): Part => ({ name, dtype: 'F16', shape: [hidden] });
+  const plain = groupSize === null ? 'BF16' : 'F16';
+  const linear = (name: string, outputs: number, inputs: number): Part[] =>
+    groupSize === null
+      ? [{ name: `${name}.weight`, dtype: plain, shape: [outputs, inputs] }]
+      : [
+          { name: `${name}.qweight`, dtype: 'I32', shape: [inputs / 8, outputs] },
+          { name: `${name}.qzeros`, dtype: 'I32', shape: [inputs / groupSize, outputs / 8] },
+          { name: `${name}.scales`, dtype: 'F16', shape: [inputs / groupSize, outputs] },
+        ];
+  const table = (name: string): Part => ({ name, dtype: plain, shape: [vocabulary, hidden] });
+  const norm = (name: string): Part => ({ name, dtype: plain, shape: [hidden] });
   const layer = (index: number): Part[] => {
     const prefix = `model.layers.${index}`;
     return [
@@ -79,22 +97,28 @@ function partsOf(geometry: GptqGeometry): Part[] {
   ];
 }
 
-const elementBytes = { I32: 4, F16: 2 } as const;
+/** What stays of random words, and what is set in them: halves are small positive numbers, so that nothing overflows. */
+const randomBits = {
+  I32: [0xffffffff, 0],
+  // 2^-7 and a little more.
+  F16: [0x00ff00ff, 0x20002000],
+  BF16: [0x007f007f, 0x3c003c00],
+} as const;
 
-/** Random bytes; float16 ones are small positive numbers, so that nothing overflows. */
-function fill(part: Part, words: Uint32Array): void {
-  let state = 0x9e3779b9;
+function fill(part: Part, words: Uint32Array, seed: number): void {
+  const [mask, base] = randomBits[part.dtype];
+  // Never twice the same: ONNX Runtime would keep one.
+  let state = seed;
   for (let i = 0; i < words.length; i++) {
     state ^= state << 13;
     state ^= state >>> 17;
     state ^= state << 5;
-    // 0x2000 is 2^-7.
-    words[i] = part.dtype === 'I32' ? state : (state & 0x00ff00ff) | 0x20002000;
+    words[i] = (state & mask) | base;
   }
 }
 
 /** Makes the folder and returns the bytes of its weights. */
-export function writeGptqCheckpoint(folder: string, geometry: GptqGeometry): number {
+export function writeCheckpointFolder(folder: string, geometry: FolderGeometry): number {
   mkdirSync(folder, { recursive: true });
   const { hidden, intermediate, vocabulary, groupSize } = geometry;
   writeFileSync(
@@ -114,13 +138,17 @@ export function writeGptqCheckpoint(folder: string, geometry: GptqGeometry): num
       rms_norm_eps: 1e-5,
       rope_theta: 10000,
       tie_word_embeddings: geometry.tied,
-      quantization_config: {
-        quant_method: 'gptq',
-        bits: 4,
-        group_size: groupSize,
-        desc_act: false,
-        sym: true,
-      },
+      ...(groupSize === null
+        ? {}
+        : {
+            quantization_config: {
+              quant_method: 'gptq',
+              bits: 4,
+              group_size: groupSize,
+              desc_act: false,
+              sym: true,
+            },
+          }),
     }),
   );
   const parts = partsOf(geometry);
@@ -139,11 +167,11 @@ export function writeGptqCheckpoint(folder: string, geometry: GptqGeometry): num
   const fd = openSync(path.join(folder, 'model.safetensors'), 'w');
   try {
     writeSync(fd, head);
-    for (const part of parts) {
+    for (const [index, part] of parts.entries()) {
       const words = new Uint32Array(
         part.shape.reduce((product, n) => product * n, elementBytes[part.dtype]) / 4,
       );
-      fill(part, words);
+      fill(part, words, Math.imul(index + 1, 0x9e3779b9));
       // Symmetric: version 1 of the format stores zero points minus one.
       if (part.name.endsWith('.qzeros')) words.fill(0x77777777);
       writeSync(fd, words);
