@@ -1,5 +1,5 @@
 /** The custom op of products with quantized matrices (graph/ops/custom.ts): its arithmetic is kernels/block-product.ts. */
-import { defineRowOp, type RowOp } from '../ort/custom-op.ts';
+import { defineRowOp, type RowOp } from '../ort/row-op.ts';
 import type { GroupForm } from '../weights/column-groups.ts';
 import { BlockProducts } from './kernels/block-product.ts';
 import type { InstructionSet } from './kernels/x64/processor.ts';

@@ -4,8 +4,8 @@
  * blocks) is the step's, set before the run.
  */
 
-import { defineRowOp, type RowOp } from '../ort/custom-op.ts';
 import { addressOf, copyMemory, type Pointer } from '../ort/library.ts';
+import { defineRowOp, type RowOp } from '../ort/row-op.ts';
 import type { Collective } from './collective/collective.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import type { AttentionBuffers, PagedAttention } from './kernels/paged-attention.ts';

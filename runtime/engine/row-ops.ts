@@ -1,7 +1,8 @@
 /** Custom ops of what is done to rows between products (graph/fuse-rows.ts), by machine code (kernels/x64/rows.ts). */
-import { defineRowOp, type RowOp } from '../ort/custom-op.ts';
+
 import type { Pointer } from '../ort/library.ts';
 import { placeCode } from '../ort/native-code.ts';
+import { defineRowOp, type RowOp } from '../ort/row-op.ts';
 import type { InstructionSet } from './kernels/x64/processor.ts';
 import { addNormCode, gatedSiluCode } from './kernels/x64/rows.ts';
 

@@ -16,7 +16,7 @@ import {
   attentionArgumentWords,
   attentionWorkBytes,
   hasAttentionCode,
-} from './x64/attention-skeleton.ts';
+} from './x64/attention-form.ts';
 import type { InstructionSet } from './x64/processor.ts';
 
 export type KvDType = 'float32' | 'bfloat16' | 'int8';

@@ -7,9 +7,9 @@ import {
   availableInstructionSets,
   chooseInstructionSet,
 } from '../../../runtime/engine/kernels/x64/processor.ts';
-import { rowWords } from '../../../runtime/ort/custom-op.ts';
 import { addressOf } from '../../../runtime/ort/library.ts';
 import { functionAt } from '../../../runtime/ort/native-code.ts';
+import { rowWords } from '../../../runtime/ort/row-op.ts';
 import {
   type FactorType,
   type GroupForm,

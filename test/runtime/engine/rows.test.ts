@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { availableInstructionSets } from '../../../runtime/engine/kernels/x64/processor.ts';
 import { addNormCode, gatedSiluCode } from '../../../runtime/engine/kernels/x64/rows.ts';
-import { rowWords } from '../../../runtime/ort/custom-op.ts';
 import { addressOf } from '../../../runtime/ort/library.ts';
 import { nativeFunction } from '../../../runtime/ort/native-code.ts';
+import { rowWords } from '../../../runtime/ort/row-op.ts';
 
 function spread(count: number, size: number, seed: number): Float32Array {
   return Float32Array.from({ length: count }, (_, i) => size * Math.sin((i + 1) * 12.9898 + seed * 78.233));

@@ -5,7 +5,8 @@
  * vectors, so that there are always enough sums in flight.
  */
 import { at, Label, type Memory, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
-import { AttentionSkeleton, elementBytes } from './attention-skeleton.ts';
+import { elementBytes } from './attention-form.ts';
+import { AttentionSkeleton } from './attention-skeleton.ts';
 
 export class FloatAttention extends AttentionSkeleton {
   protected override query(row: number): void {

@@ -7,7 +7,8 @@
  * adds is taken off by a number for each row.
  */
 import { at, Label, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
-import { AttentionSkeleton, tileRows } from './attention-skeleton.ts';
+import { tileRows } from './attention-form.ts';
+import { AttentionSkeleton } from './attention-skeleton.ts';
 import { emitEverywhere } from './vector-math.ts';
 
 const registers = { vector: 24, sign: 28, a: 29, b: 30 } as const;

@@ -8,7 +8,7 @@
  * vectors, so that there are always enough sums in flight.
  */
 import assert from 'node:assert';
-import { type AttentionShape, headsOfKv } from '../attention-reference.ts';
+import { headsOfKv } from '../attention-reference.ts';
 import {
   Assembler,
   at,
@@ -29,97 +29,23 @@ import {
   rdx,
   rsi,
 } from './assembler.ts';
+import {
+  type AttentionForm,
+  attentionArgumentWords,
+  attentionSlots,
+  chunkKeysOf,
+  chunkVectors,
+  elementBytes,
+  hasAttentionCode,
+  layOutWork,
+  tileRows,
+  type WorkPlaces,
+} from './attention-form.ts';
 import type { InstructionSet } from './processor.ts';
 import { emitBinaryExponential, emitEverywhere } from './vector-math.ts';
 
-export interface AttentionForm {
-  readonly shape: AttentionShape;
-  readonly blockTokens: number;
-  readonly dtype: 'float32' | 'bfloat16' | 'int8';
-}
-
-/** Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. */
-export const attentionArguments = { plan: 0, layer: 1, q: 2, out: 3, work: 4 } as const;
-const frame = {
-  ...attentionArguments,
-  slices: 5,
-  entry: 6,
-  table: 7,
-  head: 8,
-  headLayer: 9,
-  left: 10,
-  query: 11,
-} as const;
-const more = {
-  position: 12,
-  within: 13,
-  outAt: 14,
-  outPosition: 15,
-  outWithin: 16,
-  sliceQ: 17,
-  sliceOut: 18,
-  /** Query heads of the KV head, and the bytes of the others in a row. */
-  group: 19,
-  others: 20,
-} as const;
-const slots = { ...frame, ...more };
-export const attentionArgumentWords = 24;
-
-export const tileRows = 12;
 const masked = -1e30;
-
-/** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
-export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean {
-  return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
-}
-
-/** Vectors of keys whose weights the softmax holds in registers at once. */
-const chunkVectors = 8;
 const maskedVectors = [2, 4, chunkVectors];
-const chunkKeysOf = (width: 32 | 64): number => (chunkVectors * width) / 4;
-
-const places = {
-  /** [rows, headDim] float32, or as many bytes. */
-  queries: (headDim: number) => tileRows * headDim * 4,
-  /** [rows, headDim]. */
-  outputs: (headDim: number) => tileRows * headDim * 4,
-  /** [rows, keys of a chunk]. */
-  scores: () => tileRows * chunkKeysOf(64) * 4,
-  /** The rest is a number for each row: its end and one before its start, its running maximum and sum. */
-  ends: () => 64,
-  starts: () => 64,
-  maxima: () => 64,
-  sums: () => 64,
-  /** For integers alone: what a query's step stands for, what its products are centred by; the same of its weights. */
-  querySteps: () => 64,
-  queryCentres: () => 64,
-  weightSteps: () => 64,
-  weightCentres: () => 64,
-  /** [keys of a chunk]. */
-  valueSteps: () => chunkKeysOf(64) * 4,
-  /** [rows, keys of a chunk] bytes each. */
-  highWeights: () => tileRows * chunkKeysOf(64),
-  lowWeights: () => tileRows * chunkKeysOf(64),
-} as const;
-
-export type WorkPlaces = Readonly<Record<keyof typeof places, number>>;
-
-function layOut(headDim: number): { readonly work: WorkPlaces; readonly bytes: number } {
-  let bytes = 0;
-  const work: Record<string, number> = {};
-  for (const [name, size] of Object.entries(places)) {
-    work[name] = bytes;
-    bytes += size(headDim);
-  }
-  return { work: work as WorkPlaces, bytes };
-}
-
-/** Bytes that the code works in, at `work`. */
-export function attentionWorkBytes({ shape }: AttentionForm): number {
-  return layOut(shape.headDim).bytes;
-}
-
-export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
 export abstract class AttentionSkeleton {
   protected readonly code = new Assembler();
@@ -138,7 +64,7 @@ export abstract class AttentionSkeleton {
     this.form = form;
     this.width = instructions === 'avx512' ? 64 : 32;
     this.chunkKeys = chunkKeysOf(this.width);
-    this.work = layOut(form.shape.headDim).work;
+    this.work = layOutWork(form.shape.headDim).work;
   }
 
   protected get lanes(): number {
@@ -152,8 +78,8 @@ export abstract class AttentionSkeleton {
     return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
   }
 
-  protected slot(name: keyof typeof slots): Memory {
-    return at(rdi, 8 * slots[name]);
+  protected slot(name: keyof typeof attentionSlots): Memory {
+    return at(rdi, 8 * attentionSlots[name]);
   }
 
   finish(): Uint8Array {

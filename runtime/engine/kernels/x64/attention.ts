@@ -1,8 +1,8 @@
 /** Which code attends: picks it by the instructions there are and how keys and values are stored. */
 
 import { FloatAttention } from './attention-float.ts';
+import { type AttentionForm, hasAttentionCode } from './attention-form.ts';
 import { Int8Attention } from './attention-int8.ts';
-import { type AttentionForm, hasAttentionCode } from './attention-skeleton.ts';
 import type { InstructionSet } from './processor.ts';
 
 /** Whether the pages of the form hold keys and values in fours (attention-int8.ts). */

@@ -230,7 +230,7 @@ class Avx512Tiles implements Tiles {
 
 /**
  * 8 outputs of 4 rows at a time, twice a group: 16 registers. Products of bytes are added in pairs as 16-bit words: those of
- * 4 bits fit for a block's half, those of 8 bits once the sign of the weights has been moved to the inputs.
+ * 4 bits fit, those of 8 bits once the sign of the weights has been moved to the inputs.
  */
 class Avx2Tiles implements Tiles {
   readonly rows = 4;

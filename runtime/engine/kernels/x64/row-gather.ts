@@ -3,8 +3,9 @@
  * outputs are, writes that into the node's words, and calls what runs the node. Addresses of the API's functions enter.
  * A node then costs tens of nanoseconds instead of microseconds of FFI.
  */
-import { rowWords } from '../../../ort/custom-op.ts';
+
 import type { Pointer } from '../../../ort/library.ts';
+import { rowWords } from '../../../ort/row-op.ts';
 import { Assembler, at, Label, r8, r12, r13, r14, rax, rbp, rbx, rcx, rdi, rdx, rsi } from './assembler.ts';
 
 export interface GatherFunctions {

@@ -1,5 +1,6 @@
 /** Pieces of code that several kernels need: a vector's registers enter, instructions leave. */
-import type { Assembler, Binary, Width } from './assembler.ts';
+import type { Assembler, Width } from './assembler.ts';
+import type { Binary } from './encodings.ts';
 
 /** Every place becomes the result of all. */
 export function emitEverywhere(

@@ -1,0 +1,89 @@
+/**
+ * What attention's machine code is made for and where it finds things: a layer's form, the words of its argument, the memory
+ * that it works in. Sizes enter, places leave.
+ */
+import type { AttentionShape } from '../attention-reference.ts';
+
+export interface AttentionForm {
+  readonly shape: AttentionShape;
+  readonly blockTokens: number;
+  readonly dtype: 'float32' | 'bfloat16' | 'int8';
+}
+
+/** Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. */
+export const attentionArguments = { plan: 0, layer: 1, q: 2, out: 3, work: 4 } as const;
+export const attentionSlots = {
+  ...attentionArguments,
+  slices: 5,
+  entry: 6,
+  table: 7,
+  head: 8,
+  headLayer: 9,
+  left: 10,
+  query: 11,
+  position: 12,
+  within: 13,
+  outAt: 14,
+  outPosition: 15,
+  outWithin: 16,
+  sliceQ: 17,
+  sliceOut: 18,
+  /** Query heads of the KV head, and the bytes of the others in a row. */
+  group: 19,
+  others: 20,
+} as const;
+export const attentionArgumentWords = 24;
+
+export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
+
+export const tileRows = 12;
+
+/** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
+export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean {
+  return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
+}
+
+/** Vectors of keys whose weights the softmax holds in registers at once. */
+export const chunkVectors = 8;
+export const chunkKeysOf = (width: 32 | 64): number => (chunkVectors * width) / 4;
+
+const places = {
+  /** [rows, headDim] float32, or as many bytes. */
+  queries: (headDim: number) => tileRows * headDim * 4,
+  /** [rows, headDim]. */
+  outputs: (headDim: number) => tileRows * headDim * 4,
+  /** [rows, keys of a chunk]. */
+  scores: () => tileRows * chunkKeysOf(64) * 4,
+  /** The rest is a number for each row: its end and one before its start, its running maximum and sum. */
+  ends: () => 64,
+  starts: () => 64,
+  maxima: () => 64,
+  sums: () => 64,
+  /** For integers alone: what a query's step stands for, what its products are centred by; the same of its weights. */
+  querySteps: () => 64,
+  queryCentres: () => 64,
+  weightSteps: () => 64,
+  weightCentres: () => 64,
+  /** [keys of a chunk]. */
+  valueSteps: () => chunkKeysOf(64) * 4,
+  /** [rows, keys of a chunk] bytes each. */
+  highWeights: () => tileRows * chunkKeysOf(64),
+  lowWeights: () => tileRows * chunkKeysOf(64),
+} as const;
+
+export type WorkPlaces = Readonly<Record<keyof typeof places, number>>;
+
+export function layOutWork(headDim: number): { readonly work: WorkPlaces; readonly bytes: number } {
+  let bytes = 0;
+  const work: Record<string, number> = {};
+  for (const [name, size] of Object.entries(places)) {
+    work[name] = bytes;
+    bytes += size(headDim);
+  }
+  return { work: work as WorkPlaces, bytes };
+}
+
+/** Bytes that the code works in, at `work`. */
+export function attentionWorkBytes({ shape }: AttentionForm): number {
+  return layOutWork(shape.headDim).bytes;
+}
