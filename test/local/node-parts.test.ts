@@ -538,11 +538,17 @@ for (const kind of ['namespaces', 'user-namespaces', 'plain'] satisfies SandboxK
       const marker = `98${process.pid}`;
       const started = await start(t, ['sleep', marker]);
       if (!started) return;
-      const { stdout } = await run('ps', ['-eo', 'pid,args']);
-      const line = stdout
-        .split('\n')
-        .find((text) => text.trim().endsWith(` sleep ${marker}`) && !text.includes('sh '));
-      process.kill(Number(line?.trim().split(' ')[0]), 'SIGKILL');
+      // What starts the program has its words too, until it has become the program.
+      const program = async (): Promise<number> => {
+        for (;;) {
+          const { stdout } = await run('ps', ['-eo', 'pid,args']);
+          const found = stdout
+            .split('\n')
+            .find((text) => /^\d+ sleep (\d+)$/.exec(text.trim())?.[1] === marker);
+          if (found !== undefined) return Number.parseInt(found, 10);
+        }
+      };
+      process.kill(await program(), 'SIGKILL');
       assert.equal(await started.child.exited, 137);
     });
 
