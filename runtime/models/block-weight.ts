@@ -95,11 +95,8 @@ export function blockRows(
 function plan<C extends BlockCut>(projection: C): Planned<C> {
   const tensor = withSmallerBlocks(projection.tensor, projection.columns, largestGroupBlock);
   const cut = planCut(tensor, projection.columns);
-  const form = groupFormOf(tensor.layout(), {
-    bits: tensor.bits,
-    blockSize: tensor.blockSize,
-    blocks: cut.blocks.length,
-  });
+  const size = { bits: tensor.bits, blockSize: tensor.blockSize, blocks: cut.blocks.length };
+  const form = groupFormOf(tensor.layout(), size, tensor.shape[1] <= narrowInputs);
   return { projection, tensor, cut, form };
 }
 
@@ -120,6 +117,12 @@ function sameForm(left: Planned, right: Planned): boolean {
   if (one === null || other === null) return one === other;
   return one.length === other.length && one.every((column, i) => column === other[i]);
 }
+
+/**
+ * Matrices of at most so many inputs are multiplied twice: with rows in 8 bits, and with what that left of them. They cost
+ * little, and errors of few inputs do not average out.
+ */
+const narrowInputs = 256;
 
 /** Outputs that are packed at a time. */
 const outputsAtOnce = 64 * groupOutputs;
@@ -158,7 +161,8 @@ function initializerOf(builder: GraphBuilder, alike: readonly Planned[], shared 
   return builder.initializer(nameOf(names.join('+'), form), 'uint8', shape, source);
 }
 
-const nameOf = (cuts: string, { blockSize }: GroupForm): string => `${cuts}.groups-${blockSize}`;
+const nameOf = (cuts: string, { blockSize, twice }: GroupForm): string =>
+  `${cuts}.groups-${blockSize}${twice ? '-twice' : ''}`;
 
 /** Where the groups of some of a matrix's rows are among those of all. */
 function partOfWhole({ projection, form }: Planned): Pick<InitializerSource, 'part'> {

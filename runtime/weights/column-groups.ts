@@ -23,6 +23,8 @@ export interface GroupForm {
   readonly blocks: number;
   readonly scales: FactorType;
   readonly minima: FactorType | 'none';
+  /** `blocks` are those of the matrix twice, the second time for what rounding left of the rows (block-weight.ts). */
+  readonly twice?: boolean;
 }
 
 export const largestGroupBlock = 128;
@@ -47,12 +49,14 @@ export const groupsOf = (outputs: number): number => Math.ceil(outputs / groupOu
 export function groupFormOf(
   { zeros, minima, factors = 'float32' }: QuantizedLayout,
   size: Pick<GroupForm, 'bits' | 'blockSize' | 'blocks'>,
+  twice = false,
 ): GroupForm {
-  const { bits, blockSize, blocks } = size;
+  const { bits, blockSize } = size;
+  const blocks = twice ? 2 * size.blocks : size.blocks;
   assert(blockSize >= 16 && blockSize <= largestGroupBlock, `blocks of ${blockSize}`);
   // A zero point becomes a minimum, which float16 need not hold.
   const minimaType = zeros ? 'float32' : minima ? factors : 'none';
-  return { bits, blockSize, blocks, scales: factors, minima: minimaType };
+  return { bits, blockSize, blocks, scales: factors, minima: minimaType, ...(twice ? { twice } : {}) };
 }
 
 /** `outputs` rows of whole blocks, without a permutation, to groups; what is missing in the last group is zeros. */
@@ -61,11 +65,13 @@ export function packGroups(
   { packed, scales, zeros, minima }: QuantizedBytes,
   outputs: number,
 ): Uint8Array {
-  const { bits, blocks } = form;
+  const { bits } = form;
+  const copies = form.twice ? 2 : 1;
+  const blocks = form.blocks / copies;
   const groupBytes = groupBytesOf(form);
   const bytes = new Uint8Array(groupsOf(outputs) * groupBytes);
   const words = new Uint32Array(bytes.buffer);
-  const rowWords = valueBytesOf(form) / groupOutputs / 4;
+  const rowWords = valueBytesOf(form) / copies / groupOutputs / 4;
   const source =
     packed.byteOffset % 4 === 0
       ? new Uint32Array(packed.buffer, packed.byteOffset, packed.length >> 2)
@@ -77,16 +83,19 @@ export function packGroups(
     const column = output % groupOutputs;
     const group = ((output - column) / groupOutputs) * groupBytes;
     let to = group / 4 + column;
-    for (let word = output * rowWords, end = word + rowWords; word < end; word++, to += groupOutputs) {
-      const value = source[word]!;
-      words[to] = bits === 8 ? value : interleaved(value);
+    for (let copy = 0; copy < copies; copy++) {
+      for (let word = output * rowWords, end = word + rowWords; word < end; word++, to += groupOutputs) {
+        const value = source[word]!;
+        words[to] = bits === 8 ? value : interleaved(value);
+      }
     }
-    for (let block = 0; block < blocks; block++) {
-      const index = output * blocks + block;
+    for (let block = 0; block < form.blocks; block++) {
+      const stored = block % blocks;
+      const index = output * blocks + stored;
       const scale = scales[index]!;
       let minimum = minima?.[index] ?? 0;
       if (zeros !== undefined) {
-        minimum += (centre - quantizedAt(zeros, output * zeroBytes, block, bits)) * scale;
+        minimum += (centre - quantizedAt(zeros, output * zeroBytes, stored, bits)) * scale;
       }
       factors.write(group, block, column, scale, minimum);
     }

@@ -8,7 +8,7 @@ import { type GroupForm, groupBytesOf, groupOutputs, groupsOf } from '../../weig
 import { blockProductCode, productArguments } from './x64/block-product.ts';
 import type { InstructionSet } from './x64/processor.ts';
 import { type ProductPart, productNodeCode } from './x64/product-node.ts';
-import { blocksOfRow, factBytes, quantizeRowsCode, type RowForm } from './x64/row-blocks.ts';
+import { factBytes, quantizeRowsCode, type RowForm } from './x64/row-blocks.ts';
 
 /** Values of the rows that one pass multiplies: what the processor keeps near while weights stream by. */
 const passBytes = 256 * 2 ** 10;
@@ -38,9 +38,9 @@ export class BlockProducts {
    * [rows, outputs] of each part.
    */
   kernel({ inputs, form, outputs }: BlockMatrix): Pointer {
-    const rowForm: RowForm = { inputs, blockSize: form.blockSize, centre: 2 ** (form.bits - 1) };
-    const blocks = blocksOfRow(rowForm);
-    const rowBytes = blocks * form.blockSize;
+    const { blocks, blockSize, bits, twice = false } = form;
+    const rowForm: RowForm = { inputs, blockSize, centre: 2 ** (bits - 1), twice };
+    const rowBytes = blocks * blockSize;
     const passRows = Math.max(leastPassRows, Math.floor(passBytes / rowBytes));
     this.#room.values.grow(passRows * rowBytes);
     this.#room.facts.grow(passRows * blocks * factBytes);

@@ -48,7 +48,7 @@ export function pagedAttention(
 
 export interface BlockProductAttributes {
   /** How the groups are laid out; the kernel's business. */
-  readonly form: Readonly<Record<string, string | number>>;
+  readonly form: Readonly<Record<string, string | number | boolean>>;
   /** Outputs of each part. A part's groups are whole. */
   readonly outputs: readonly number[];
 }
@@ -71,7 +71,7 @@ export function blockProduct(
 
 export interface TableRowsAttributes {
   /** How the table is stored; the kernel's business. */
-  readonly form: Readonly<Record<string, string | number>>;
+  readonly form: Readonly<Record<string, string | number | boolean>>;
   readonly outputs: number;
   readonly inputs: number;
 }

@@ -16,14 +16,15 @@ export interface RowForm {
   readonly blockSize: number;
   /** What unsigned weights are centred on: 8 or 128. */
   readonly centre: number;
+  /** After a row's blocks as many again, for what rounding left of it; their facts hold no sum of inputs. */
+  readonly twice: boolean;
 }
 
-export const blocksOfRow = ({ inputs, blockSize }: Pick<RowForm, 'inputs' | 'blockSize'>): number =>
-  Math.ceil(inputs / blockSize);
+const blocksOfRow = ({ inputs, blockSize }: RowForm): number => Math.ceil(inputs / blockSize);
 
 /**
  * The code's arguments: float32 [rows, inputs], int8 [rows, blocks * blockSize], facts [rows, blocks], and the number of
- * rows, at least 1, as if it were an address.
+ * rows, at least 1, as if it were an address. With `twice` there are two times as many blocks.
  */
 export function quantizeRowsCode(form: RowForm, instructions: InstructionSet): Uint8Array {
   const code = new Assembler();
@@ -51,6 +52,10 @@ export function quantizeRowsCode(form: RowForm, instructions: InstructionSet): U
     code.add(rsi, blockSize);
     code.add(rdx, factBytes);
   }
+  if (form.twice) {
+    code.add(rsi, blocksOfRow(form) * blockSize);
+    code.add(rdx, blocksOfRow(form) * factBytes);
+  }
   code.subtract(rcx, 1);
   code.jumpIf('notEqual', row);
   code.zeroUpper();
@@ -70,7 +75,15 @@ class Avx512Blocks {
     this.#form = form;
   }
 
-  static readonly #registers = { signless: 16, least: 17, most: 18, share: 19, centre: 20 } as const;
+  static readonly #registers = {
+    step: 8,
+    scratch: 11,
+    signless: 16,
+    least: 17,
+    most: 18,
+    share: 19,
+    centre: 20,
+  } as const;
 
   begin(): void {
     const code = this.#code;
@@ -85,40 +98,65 @@ class Avx512Blocks {
   /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
   block(inputs: number): void {
     const code = this.#code;
-    const { signless, least, most, share, centre } = Avx512Blocks.#registers;
-    const count = this.#form.blockSize / 16;
-    const [largest, sum, total, a, inverse] = [8, 9, 10, 11, 12];
+    const { blockSize, twice } = this.#form;
+    for (let i = 0; i < blockSize / 16; i++) this.#load(i, i, inputs);
+    this.#quantize(0);
+    if (!twice) return;
+    // What the values, which have become integers, left of the inputs.
+    for (let i = 0; i < blockSize / 16; i++) {
+      code.unary(64, 'cvtdq2ps', i, i);
+      code.binary(64, 'mulps', i, i, Avx512Blocks.#registers.step);
+      this.#load(Avx512Blocks.#registers.scratch, i, inputs);
+      code.binary(64, 'subps', i, Avx512Blocks.#registers.scratch, i);
+    }
+    this.#quantize(blocksOfRow(this.#form));
+  }
+
+  /** The i-th sixteen of the block, zeros where there is nothing. */
+  #load(to: number, i: number, inputs: number): void {
+    const code = this.#code;
+    const there = Math.min(16, Math.max(0, inputs - 16 * i));
+    if (there === 0) code.binary(64, 'pxor', to, to, to);
+    else if (there === 16) code.load(64, to, at(rdi, 64 * i));
+    else {
+      code.set(rax, (1 << there) - 1);
+      code.maskFrom(1, rax);
+      code.load(64, to, at(rdi, 64 * i), 1);
+    }
+  }
+
+  /** The first registers become integers, which go `blocks` blocks after rsi and rdx. */
+  #quantize(blocks: number): void {
+    const code = this.#code;
+    const { signless, least, most, share, centre, step, scratch: a } = Avx512Blocks.#registers;
+    const { blockSize } = this.#form;
+    const count = blockSize / 16;
+    const [sum, total, inverse] = [9, 10, 12];
     for (let i = 0; i < count; i++) {
-      const there = Math.min(16, Math.max(0, inputs - 16 * i));
-      if (there === 0) code.binary(64, 'pxor', i, i, i);
-      else if (there === 16) code.load(64, i, at(rdi, 64 * i));
-      else {
-        code.set(rax, (1 << there) - 1);
-        code.maskFrom(1, rax);
-        code.load(64, i, at(rdi, 64 * i), 1);
-      }
-      code.binary(64, 'pand', i === 0 ? largest : a, i, signless);
-      if (i > 0) code.binary(64, 'maxps', largest, largest, a);
+      code.binary(64, 'pand', i === 0 ? step : a, i, signless);
+      if (i > 0) code.binary(64, 'maxps', step, step, a);
       if (i === 0) code.move(64, sum, i);
       else code.binary(64, 'addps', sum, sum, i);
     }
-    emitEverywhere(code, 64, 'maxps', largest, a);
+    emitEverywhere(code, 64, 'maxps', step, a);
     emitEverywhere(code, 64, 'addps', sum, a);
-    code.binary(64, 'maxps', largest, largest, least);
-    code.binary(64, 'divps', inverse, most, largest);
-    code.binary(64, 'mulps', largest, largest, share);
-    code.storeFloat(at(rdx, facts.step), largest);
-    code.storeFloat(at(rdx, facts.sum), sum);
+    if (blocks > 0) code.binary(64, 'pxor', sum, sum, sum);
+    code.binary(64, 'maxps', step, step, least);
+    code.binary(64, 'divps', inverse, most, step);
+    code.binary(64, 'mulps', step, step, share);
+    const fact = (offset: number) => at(rdx, blocks * factBytes + offset);
+    code.storeFloat(fact(facts.step), step);
+    code.storeFloat(fact(facts.sum), sum);
     for (let i = 0; i < count; i++) {
       code.binary(64, 'mulps', i, i, inverse);
       code.unary(64, 'cvtps2dq', i, i);
-      code.storeLowBytes(at(rsi, 16 * i), i);
+      code.storeLowBytes(at(rsi, blocks * blockSize + 16 * i), i);
       if (i === 0) code.move(64, total, i);
       else code.binary(64, 'paddd', total, total, i);
     }
     emitEverywhere(code, 64, 'paddd', total, a);
     code.binary(64, 'pmulld', total, total, centre);
-    code.storeFloat(at(rdx, facts.centre), total);
+    code.storeFloat(fact(facts.centre), total);
   }
 }
 
@@ -131,7 +169,16 @@ class Avx2Blocks {
     this.#form = form;
   }
 
-  static readonly #registers = { signless: 8, least: 9, most: 10, share: 11, centre: 12 } as const;
+  static readonly #registers = {
+    first: { step: 1, inverse: 5 },
+    second: { step: 13, inverse: 14 },
+    scratch: 3,
+    signless: 8,
+    least: 9,
+    most: 10,
+    share: 11,
+    centre: 12,
+  } as const;
 
   begin(): void {
     const code = this.#code;
@@ -145,26 +192,53 @@ class Avx2Blocks {
 
   /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
   block(inputs: number): void {
+    const { first } = Avx2Blocks.#registers;
+    this.#quantize(first, (to, i) => this.#load(to, i, inputs), 0);
+    if (!this.#form.twice) return;
+    // What the values left of the inputs.
+    const left = (to: number, i: number): boolean => {
+      const code = this.#code;
+      if (!this.#load(to, i, inputs)) return false;
+      const { scratch } = Avx2Blocks.#registers;
+      code.binary(32, 'mulps', scratch, to, first.inverse);
+      code.unary(32, 'cvtps2dq', scratch, scratch);
+      code.unary(32, 'cvtdq2ps', scratch, scratch);
+      code.binary(32, 'mulps', scratch, scratch, first.step);
+      code.binary(32, 'subps', to, to, scratch);
+      return true;
+    };
+    this.#quantize(Avx2Blocks.#registers.second, left, blocksOfRow(this.#form));
+  }
+
+  /** `load` gives the block's eights; the results go `blocks` blocks after rsi and rdx. */
+  #quantize(
+    { step, inverse }: { readonly step: number; readonly inverse: number },
+    load: (to: number, i: number) => boolean,
+    blocks: number,
+  ): void {
     const code = this.#code;
-    const { signless, least, most, share, centre } = Avx2Blocks.#registers;
-    const count = this.#form.blockSize / 8;
-    const [x, largest, sum, a, total, inverse] = [0, 1, 2, 3, 4, 5];
-    for (const register of [largest, sum, total]) code.binary(32, 'pxor', register, register, register);
+    const { signless, least, most, share, centre, scratch: a } = Avx2Blocks.#registers;
+    const { blockSize } = this.#form;
+    const count = blockSize / 8;
+    const [x, sum, total] = [0, 2, 4];
+    for (const register of [step, sum, total]) code.binary(32, 'pxor', register, register, register);
     for (let i = 0; i < count; i++) {
-      if (!this.#load(x, i, inputs)) break;
+      if (!load(x, i)) break;
       code.binary(32, 'addps', sum, sum, x);
       code.binary(32, 'pand', x, x, signless);
-      code.binary(32, 'maxps', largest, largest, x);
+      code.binary(32, 'maxps', step, step, x);
     }
-    emitEverywhere(code, 32, 'maxps', largest, a);
+    emitEverywhere(code, 32, 'maxps', step, a);
     emitEverywhere(code, 32, 'addps', sum, a);
-    code.binary(32, 'maxps', largest, largest, least);
-    code.binary(32, 'divps', inverse, most, largest);
-    code.binary(32, 'mulps', largest, largest, share);
-    code.storeFloat(at(rdx, facts.step), largest);
-    code.storeFloat(at(rdx, facts.sum), sum);
+    if (blocks > 0) code.binary(32, 'pxor', sum, sum, sum);
+    code.binary(32, 'maxps', step, step, least);
+    code.binary(32, 'divps', inverse, most, step);
+    code.binary(32, 'mulps', step, step, share);
+    const fact = (offset: number) => at(rdx, blocks * factBytes + offset);
+    code.storeFloat(fact(facts.step), step);
+    code.storeFloat(fact(facts.sum), sum);
     for (let i = 0; i < count; i++) {
-      if (this.#load(x, i, inputs)) {
+      if (load(x, i)) {
         code.binary(32, 'mulps', x, x, inverse);
         code.unary(32, 'cvtps2dq', x, x);
         code.binary(32, 'paddd', total, total, x);
@@ -172,11 +246,11 @@ class Avx2Blocks {
         code.binary(16, 'packssdw', x, x, a);
         code.binary(16, 'packsswb', x, x, x);
       } else code.binary(32, 'pxor', x, x, x);
-      code.storeQuad(at(rsi, 8 * i), x);
+      code.storeQuad(at(rsi, blocks * blockSize + 8 * i), x);
     }
     emitEverywhere(code, 32, 'paddd', total, a);
     code.binary(32, 'pmulld', total, total, centre);
-    code.storeFloat(at(rdx, facts.centre), total);
+    code.storeFloat(fact(facts.centre), total);
   }
 
   /** The i-th eight of the block, zeros where there is nothing; false where there is nothing at all. */
