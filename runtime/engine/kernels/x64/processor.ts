@@ -15,8 +15,15 @@ export type CpuKernels = 'auto' | InstructionSet | 'portable';
 
 let available: readonly InstructionSet[] | undefined;
 
+/** None where the system forbids a process to make code. */
 export function availableInstructionSets(): readonly InstructionSet[] {
-  available ??= process.platform === 'linux' && process.arch === 'x64' ? ask() : [];
+  if (available !== undefined) return available;
+  try {
+    available = process.platform === 'linux' && process.arch === 'x64' ? ask() : [];
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error;
+    available = [];
+  }
   return available;
 }
 
@@ -28,7 +35,7 @@ export function chooseInstructionSet(wish: CpuKernels): InstructionSet | undefin
   if (sets.includes(wish)) return wish;
   throw new SluiceError(
     'device_unavailable',
-    `--cpu-kernels ${wish}: this processor has not all instructions for it; it can run ${[...sets, 'portable'].join(', ')}`,
+    `--cpu-kernels ${wish}: there are not all instructions for it, or the system forbids to make code; possible here: ${[...sets, 'portable'].join(', ')}`,
     { param: 'cpu-kernels' },
   );
 }
