@@ -13,7 +13,8 @@ scheduler.max_num_seqs = 64
 scheduler.enable_prefix_caching = True
 pipeline = openvino_genai.LLMPipeline(model, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads)
 print(json.dumps({"ready": True, "name": "OpenVINO GenAI " + openvino_genai.get_version(),
-                  "details": "4-bit weights as the GGUF has them, its own default KV cache and compute types"}), flush=True)
+                  "details": "4-bit weights as the GGUF has them, its own default KV cache and compute types; "
+                             "requests of different lengths are called for one length after another"}), flush=True)
 for line in sys.stdin:
     items = json.loads(line)
     configs = []
