@@ -100,6 +100,7 @@ function chart(curve: readonly Sample[]): string {
   const y = (mebibytes: number) => height - margin - (mebibytes / most) * (height - 2 * margin);
   const points = curve.map((each) => `${x(each.requests).toFixed(1)},${y(each.mebibytes).toFixed(1)}`);
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12">
+<title>Resident memory over requests</title>
 <rect width="100%" height="100%" fill="white"/>
 <path d="M${margin} ${margin}V${height - margin}H${width - margin}" fill="none" stroke="#9aa4b2"/>
 <polyline points="${points.join(' ')}" fill="none" stroke="#1f6feb" stroke-width="2"/>

@@ -51,6 +51,7 @@ function chart(engines: readonly Named[], measured: readonly Measured[]): string
   const height = measured.length * group + 40;
   const parts = [
     `<svg xmlns="http://www.w3.org/2000/svg" width="860" height="${height}" font-family="sans-serif" font-size="12">`,
+    '<title>Speeds of Sluice and its peers</title>',
     '<rect width="100%" height="100%" fill="white"/>',
   ];
   for (const [index, engine] of engines.entries()) {
