@@ -96,7 +96,7 @@ async function weightsOf({ checkpoint }: Subject): Promise<{ body: number; head:
   return { body, head: table[0]! * table[1]! };
 }
 
-/** Rows of a table: fastest steps on all ranks beside their floors. */
+/** Rows of a table: steps on all ranks beside their floors. */
 async function measureSteps(subject: Subject, threads: number): Promise<string[]> {
   const [bandwidth, peak] = [await readBandwidth(threads), await byteOperations(threads)];
   const weights = await weightsOf(subject);

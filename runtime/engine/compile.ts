@@ -1,6 +1,7 @@
 /**
  * A prepared graph as a session of the calling thread. Enters: an ONNX model and where its weights are. Weights that
- * lie in files are mapped and used in place, but for those that are read whole at each step, which lie in large pages; ORT packs what it uses often, so the mapped pages are let go afterwards.
+ * lie in files are mapped and used in place, but for those that are read whole at each step, which lie in
+ * large pages; ORT packs what it uses often, so the mapped pages are let go afterwards.
  */
 import type { PreparedGraph } from '../models/prepare.ts';
 import type { CustomOpDomain } from '../ort/custom-op.ts';

@@ -157,7 +157,7 @@ export async function loadRank(
         dtype: kvDType,
         maxStepTokens: limits.maxStepTokens,
         planWords: planCapacity(limits),
-        ...(load.instructions === null ? {} : { instructions: load.instructions }),
+        ...(instructions === null ? {} : { instructions }),
       });
       return new Rank({
         collective,

@@ -324,12 +324,8 @@ export class CustomOpDomain implements Disposable {
   pointer: Pointer;
   readonly #structs: BigUint64Array[] = [];
 
-  /** `gather` for row ops: without its code, each call of the API for them goes through the FFI. */
-  constructor(
-    name: string,
-    ops: readonly AnyOp[],
-    gather?: { readonly rows: RowGather['rows']; readonly code?: Pointer | undefined },
-  ) {
+  /** Row ops need `gather`. */
+  constructor(name: string, ops: readonly AnyOp[], gather?: RowGather) {
     callbacks ??= registerCallbacks();
     this.pointer = create('CreateCustomOpDomain', name);
     for (const op of ops) {

@@ -45,7 +45,8 @@ export const rowWords = {
 
 /** Gathers a node's addresses into its words and calls what runs it: code, and the word from which it takes the rows. */
 export interface RowGather {
-  readonly code: Pointer;
+  /** Absent: each call of the API for a node goes through the FFI. */
+  readonly code?: Pointer | undefined;
   readonly rows: BigInt64Array;
 }
 

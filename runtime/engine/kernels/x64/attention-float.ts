@@ -164,16 +164,15 @@ export class FloatAttention extends AttentionSkeleton {
         }
         this.multiplyAdd(rows, vectors, (row) => at(r11, row * this.chunkKeys * 4 + index * 4));
       };
-      const [four, few, one, done] = [new Label(), new Label(), new Label(), new Label()];
+      const [four, one, done] = [new Label(), new Label(), new Label()];
       code.bind(four);
       code.compare(r15, 4);
-      code.jumpIf('below', few);
+      code.jumpIf('below', one);
       for (let index = 0; index < 4; index++) key(index);
       code.add(r10, 4 * step);
       code.add(r11, 16);
       code.subtract(r15, 4);
       code.jump(four);
-      code.bind(few);
       code.bind(one);
       code.compare(r15, 0);
       code.jumpIf('equal', done);

@@ -66,6 +66,27 @@ export function quantizeRowsCode(form: RowForm, instructions: InstructionSet): U
 /** The smallest largest value that is told from zero. */
 const tiny = 1e-30;
 
+interface ConstantRegisters {
+  readonly signless: number;
+  readonly least: number;
+  readonly most: number;
+  readonly share: number;
+  readonly centre: number;
+}
+
+function emitConstants(
+  code: Assembler,
+  width: 32 | 64,
+  { signless, least, most, share, centre }: ConstantRegisters,
+  form: RowForm,
+): void {
+  code.broadcastConstant(width, signless, Int32Array.of(0x7fffffff));
+  code.broadcastConstant(width, least, Float32Array.of(tiny));
+  code.broadcastConstant(width, most, Float32Array.of(127));
+  code.broadcastConstant(width, share, Float32Array.of(1 / 127));
+  code.broadcastConstant(width, centre, Int32Array.of(-form.centre));
+}
+
 class Avx512Blocks {
   readonly #code: Assembler;
   readonly #form: RowForm;
@@ -86,13 +107,7 @@ class Avx512Blocks {
   } as const;
 
   begin(): void {
-    const code = this.#code;
-    const { signless, least, most, share, centre } = Avx512Blocks.#registers;
-    code.broadcastConstant(64, signless, Int32Array.of(0x7fffffff));
-    code.broadcastConstant(64, least, Float32Array.of(tiny));
-    code.broadcastConstant(64, most, Float32Array.of(127));
-    code.broadcastConstant(64, share, Float32Array.of(1 / 127));
-    code.broadcastConstant(64, centre, Int32Array.of(-this.#form.centre));
+    emitConstants(this.#code, 64, Avx512Blocks.#registers, this.#form);
   }
 
   /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
@@ -181,13 +196,7 @@ class Avx2Blocks {
   } as const;
 
   begin(): void {
-    const code = this.#code;
-    const { signless, least, most, share, centre } = Avx2Blocks.#registers;
-    code.broadcastConstant(32, signless, Int32Array.of(0x7fffffff));
-    code.broadcastConstant(32, least, Float32Array.of(tiny));
-    code.broadcastConstant(32, most, Float32Array.of(127));
-    code.broadcastConstant(32, share, Float32Array.of(1 / 127));
-    code.broadcastConstant(32, centre, Int32Array.of(-this.#form.centre));
+    emitConstants(this.#code, 32, Avx2Blocks.#registers, this.#form);
   }
 
   /** The block at rdi, of which `inputs` are there, to rsi and rdx. */
