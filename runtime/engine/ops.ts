@@ -1,12 +1,10 @@
 /**
- * The engine's own nodes, as custom ops of a rank's session: PagedAttention and AllReduce. Their kernels copy rows from
- * ORT's tensors to the memory where the WebAssembly kernels work, and back; what they run on (which tokens, which
- * blocks) is the step's, set before the run.
+ * Attention as a custom op of a rank's session. Its kernel copies rows from ORT's tensors to the memory where the WebAssembly
+ * kernels work, and back; what they run on (which tokens, which blocks) is the step's, set before the run.
  */
 
 import { addressOf, copyMemory, type Pointer } from '../ort/library.ts';
 import { defineRowOp, type RowOp } from '../ort/row-op.ts';
-import type { Collective } from './collective/collective.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import type { AttentionBuffers, PagedAttention } from './kernels/paged-attention.ts';
 
@@ -57,34 +55,4 @@ export function pagedAttentionOp(layers: readonly AttentionShape[], step: StepSt
 
 function bufferAddresses({ q, k, v, out }: AttentionBuffers): Record<keyof AttentionBuffers, Pointer> {
   return { q: addressOf(q), k: addressOf(k), v: addressOf(v), out: addressOf(out) };
-}
-
-export function allReduceOp(collective: Collective): RowOp {
-  const addresses = new Map<number, Pointer>();
-  /** A collective has a few buffers; their addresses are looked up once each. */
-  const at = (view: Float32Array): Pointer => {
-    let address = addresses.get(view.byteOffset);
-    if (address === undefined) {
-      address = addressOf(view);
-      addresses.set(view.byteOffset, address);
-    }
-    return address;
-  };
-  return defineRowOp({
-    name: 'AllReduce',
-    inputs: [{ dtype: 'float32' }],
-    outputs: [{ dtype: 'float32' }],
-    attributes: { index: 'int', contributes: 'int', columns: 'int' },
-    kernel: ({ contributes, columns }) => ({
-      columns: [columns],
-      run(places) {
-        const count = places.rows * columns;
-        const part = collective.contribution(count);
-        if (contributes === 1) copyMemory(at(part), places.input(0), count * 4);
-        else part.fill(0);
-        const sum = collective.allReduce(count);
-        copyMemory(places.output(0), at(sum), count * 4);
-      },
-    }),
-  });
 }

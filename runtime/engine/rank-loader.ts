@@ -22,8 +22,9 @@ import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attenti
 import type { InstructionSet } from './kernels/x64/processor.ts';
 import { rowGatherCode } from './kernels/x64/row-gather.ts';
 import { opDomain } from './op-domain.ts';
-import { allReduceOp, pagedAttentionOp, StepState } from './ops.ts';
+import { pagedAttentionOp, StepState } from './ops.ts';
 import { Rank } from './rank.ts';
+import { reduceOps } from './reduce-ops.ts';
 import { RopeAngles } from './rope.ts';
 import { rowInt8Ops } from './row-int8-ops.ts';
 import { rowOps } from './row-ops.ts';
@@ -113,7 +114,7 @@ export async function loadRank(
   const { instructions } = load;
   const ownOps = [
     pagedAttentionOp(layers, state),
-    allReduceOp(collective),
+    ...reduceOps(collective, instructions),
     ...rowInt8Ops(state),
     tableRowsOp(state),
     ...(instructions === null ? [] : [blockProductOp(instructions), ...rowOps(instructions)]),

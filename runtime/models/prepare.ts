@@ -85,7 +85,7 @@ export interface PrepareOptions {
 export type QuantizedCompute = 'int8' | 'float32';
 
 /** Rows of multiples of this have machine code. */
-const machineCodeColumns = 16;
+export const machineCodeColumns = 16;
 
 /** Weights up to this size are copied from memory: a place in a file would cost more. */
 const smallBytes = 64 * 1024;

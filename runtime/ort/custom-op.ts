@@ -208,12 +208,17 @@ function createKernel({ op, rows }: RegisteredOp, info: Pointer): Pointer {
   return pointer;
 }
 
-function createRowKernel(op: RowOp, { columns, run }: RowKernel, rows: BigInt64Array | undefined): Pointer {
+function createRowKernel(
+  op: RowOp,
+  { columns, run, assist }: RowKernel,
+  rows: BigInt64Array | undefined,
+): Pointer {
   assert(rows !== undefined, 'a domain with row ops is told where the number of rows is');
   const inputs = op.inputs.length;
   const words = new BigUint64Array(rowWords.places + inputs + 2 * columns.length);
   const pointer = addressOf(words);
   words[rowWords.run] = typeof run === 'function' ? callbacks!.RunRows! : run;
+  words[rowWords.assist] = callbacks!.RunRows!;
   words[rowWords.inputs] = BigInt(inputs);
   words[rowWords.outputs] = BigInt(columns.length);
   words[rowWords.rowsAddress] = addressOf(rows);
@@ -222,13 +227,14 @@ function createRowKernel(op: RowOp, { columns, run }: RowKernel, rows: BigInt64A
   const context = new KernelContext();
   const places = new RowPlaces(words, inputs);
   const runRows = (): void => {
-    assert(typeof run === 'function', 'machine code is run by what gathers for it');
-    run(places);
+    if (typeof run === 'function') run(places);
+    else assist!();
   };
   kernels.set(pointer, {
     runRows,
     // Where nothing gathers for the node.
     compute(context) {
+      assert(typeof run === 'function', 'machine code is run by what gathers for it');
       words[rowWords.rows] = BigInt(rows[0]!);
       for (let i = 0; i < inputs; i++) words[rowWords.places + i] = context.input(i);
       for (const [i, count] of columns.entries()) {

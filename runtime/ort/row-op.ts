@@ -26,6 +26,8 @@ export interface RowKernel {
   readonly columns: readonly number[];
   /** A function; or the address of machine code, which is called with the address of the node's words (rowWords). */
   readonly run: ((places: RowPlaces) => void) | Pointer;
+  /** For machine code: what it may call (rowWords.assist) with its argument; null, or the status of what was thrown. */
+  readonly assist?: () => void;
 }
 
 /** What a row op's kernel is given: 64-bit words of the node, whose address is that of its kernel. */
@@ -39,8 +41,9 @@ export const rowWords = {
   rows: 4,
   columns: 5,
   value: 6,
+  assist: 7,
   /** Addresses of the inputs, then of the outputs, then the columns of each output. */
-  places: 7,
+  places: 8,
 } as const;
 
 /** Gathers a node's addresses into its words and calls what runs it: code, and the word from which it takes the rows. */

@@ -6,6 +6,8 @@
 export interface Collective {
   readonly rank: number;
   readonly ranks: number;
+  /** Where machine code of this rank meets the others; absent: nowhere. */
+  readonly meeting?: MeetingPlace;
   /**
    * Where this rank puts its part of the next `allReduce`: the first `count` floats of a buffer that belongs to the
    * collective. Ask anew for each reduction; the buffers alternate.
@@ -29,6 +31,37 @@ export interface Collective {
   /** Makes every operation of every rank throw from now on. */
   fail(reason: string): void;
 }
+
+/**
+ * The memory of a barrier, for machine code that passes it as `barrier` does (x64/meeting.ts): addresses, and offsets in bytes
+ * from `words`. Words are int32.
+ */
+export interface MeetingPlace {
+  readonly words: bigint;
+  /** How many ranks have arrived; how often all have. */
+  readonly arrived: number;
+  readonly generation: number;
+  /** Not 0 once a rank has failed. */
+  readonly failed: number;
+  /** How many ranks sleep until the generation changes, and have to be woken. */
+  readonly sleepers: number;
+  /** This rank's own words (rankPlace). */
+  readonly own: number;
+  /** From a rank's own words to the next rank's. */
+  readonly ownBytes: number;
+  /** Parts of reductions: of rank 0, in the buffer of even generations; from a rank's part to the next, and to odd ones'. */
+  readonly parts: number;
+  readonly partBytes: number;
+  readonly bufferBytes: number;
+  /**
+   * What waiting code calls when it has looked `spins` times in vain, who came last when there are sleepers, and who passed
+   * when a rank has failed. Throws when one has.
+   */
+  assist(): void;
+}
+
+/** Offsets in bytes of a rank's own words: the generation it leaves, how often it looks, two addresses for the others. */
+export const rankPlace = { left: 0, spins: 4, first: 8, second: 16 } as const;
 
 /** One rank alone: nothing to wait for, nothing to sum. */
 export class SoloCollective implements Collective {

@@ -4,8 +4,10 @@
  *
  * All-reduce of count floats: every rank writes its part, one barrier, then, when the sum is small, every rank adds
  * all parts for itself; when it is large, every rank adds a share of it and a second barrier makes the shares
- * visible. Parts alternate between two buffers: nobody writes a buffer again before all ranks have passed the next
- * barrier, that is, have read it.
+ * visible. Parts go to one of two buffers as the number of barriers before is even or odd: nobody writes a buffer again
+ * before all ranks have passed another barrier, that is, have read it.
+ *
+ * Machine code passes the same barriers and uses the same buffers (`meeting`).
  *
  * A rank that throws must call `fail`. One that dies without a word is noticed by those who wait for it: its thread is
  * gone from /proc/self/task.
@@ -13,8 +15,9 @@
 import { existsSync, readlinkSync } from 'node:fs';
 import path from 'node:path';
 import { SluiceError } from '../../errors.ts';
+import { addressOf } from '../../ort/library.ts';
 import { createMemory, instantiateKernel, reservedBytes } from '../kernels/kernel-module.ts';
-import type { Collective } from './collective.ts';
+import { type Collective, type MeetingPlace, rankPlace } from './collective.ts';
 import { type Spin, Waiter } from './waiter.ts';
 
 /** Positions of the words, each on a cache line of its own, behind the kernels' part of the memory. */
@@ -33,7 +36,11 @@ const reasonBytes = 4096;
 /** The native thread ids of the ranks; 0 before a rank has joined, or where they are not known. */
 const threadsWord = reasonWord + reasonBytes / 4;
 const mostRanks = 1024;
-const dataWord = threadsWord + mostRanks;
+const sleepersWord = threadsWord + mostRanks;
+/** Each rank's own words, a line for each; then how often it looks for a broadcast. */
+const ownWord = sleepersWord + line;
+const broadcastSpins = rankPlace.second / 4 + 2;
+const dataWord = ownWord + mostRanks * line;
 
 /** How often a waiting rank looks whether the others still live. */
 const aliveCheckMs = 100;
@@ -81,7 +88,8 @@ export class ThreadCollective implements Collective {
   readonly #sums: number;
   readonly #reduceFloats: number;
   readonly #stride: number;
-  #buffer: 0 | 1 = 0;
+  readonly #own: number;
+  readonly meeting: MeetingPlace;
   #broadcasts = 0;
 
   constructor(shared: SharedCollective, rank: number) {
@@ -91,29 +99,48 @@ export class ThreadCollective implements Collective {
     this.#floats = new Float32Array(shared.memory.buffer);
     this.#kernel = instantiateKernel<ReduceKernel>('reduce', shared.memory);
     const spin = shared.spin ? this.#kernel.spin : undefined;
-    this.#barrierWaiter = new Waiter(this.#words, spin);
-    this.#broadcastWaiter = new Waiter(this.#words, spin);
+    this.#own = ownWord + rank * line;
+    this.#barrierWaiter = new Waiter(this.#words, spin, this.#own + rankPlace.spins / 4);
+    this.#broadcastWaiter = new Waiter(this.#words, spin, this.#own + broadcastSpins);
     this.#reduceFloats = shared.reduceFloats;
     this.#stride = aligned(shared.reduceFloats);
     const first = dataWord + aligned(shared.broadcastWords);
     this.#parts = [first, first + this.ranks * this.#stride];
     this.#sums = first + 2 * this.ranks * this.#stride;
+    this.meeting = {
+      words: addressOf(this.#words),
+      arrived: arrivedWord * 4,
+      generation: generationWord * 4,
+      failed: failedWord * 4,
+      sleepers: sleepersWord * 4,
+      own: this.#own * 4,
+      ownBytes: line * 4,
+      parts: first * 4,
+      partBytes: this.#stride * 4,
+      bufferBytes: this.ranks * this.#stride * 4,
+      assist: () => this.#assist(),
+    };
     Atomics.store(this.#words, threadsWord + rank, nativeThread());
   }
 
   contribution(count: number): Float32Array {
-    const start = this.#parts[this.#buffer] + this.rank * this.#stride;
+    const start = this.#parts[this.#parity()] + this.rank * this.#stride;
     return this.#floats.subarray(start, start + count);
+  }
+
+  /** Which of the two buffers is the next reduction's. */
+  #parity(): 0 | 1 {
+    return (Atomics.load(this.#words, generationWord) & 1) as 0 | 1;
   }
 
   allReduce(count: number): Float32Array {
     if (count > this.#reduceFloats) throw new RangeError(`an all-reduce of ${count} floats`);
-    const parts = this.#parts[this.#buffer];
-    this.#buffer = this.#buffer === 0 ? 1 : 0;
+    const parity = this.#parity();
+    const parts = this.#parts[parity];
     this.barrier();
     if (count < sharedSumFloats) {
       // Into this rank's part of the other buffer, which all ranks have finished reading.
-      const own = this.#parts[this.#buffer] + this.rank * this.#stride;
+      const own = this.#parts[parity === 0 ? 1 : 0] + this.rank * this.#stride;
       this.#kernel.sumParts(parts * 4, this.#stride * 4, this.ranks, own * 4, count);
       return this.#floats.subarray(own, own + count);
     }
@@ -135,7 +162,29 @@ export class ThreadCollective implements Collective {
       Atomics.notify(words, generationWord);
       return;
     }
-    this.#barrierWaiter.wait(generationWord, generation, this.#check, aliveCheckMs);
+    // Who comes last may be machine code, which has sleepers woken only where there are some.
+    Atomics.add(words, sleepersWord, 1);
+    try {
+      this.#barrierWaiter.wait(generationWord, generation, this.#check, aliveCheckMs);
+    } finally {
+      Atomics.sub(words, sleepersWord, 1);
+    }
+    if (Atomics.load(words, failedWord) !== 0) this.#throwFailure();
+  }
+
+  #assist(): void {
+    const words = this.#words;
+    const left = words[this.#own + rankPlace.left / 4]!;
+    if (Atomics.load(words, generationWord) !== left) {
+      Atomics.notify(words, generationWord);
+    } else {
+      Atomics.add(words, sleepersWord, 1);
+      try {
+        this.#barrierWaiter.sleep(generationWord, left, this.#check, aliveCheckMs);
+      } finally {
+        Atomics.sub(words, sleepersWord, 1);
+      }
+    }
     if (Atomics.load(words, failedWord) !== 0) this.#throwFailure();
   }
 

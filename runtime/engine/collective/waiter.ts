@@ -18,37 +18,38 @@ const shortSleepMs = 0.15;
 export class Waiter {
   readonly #words: Int32Array;
   readonly #spin: Spin | undefined;
-  #spins = firstSpins;
+  /** Which word holds the spins that are allowed. */
+  readonly #spins: number;
 
   /** `words` starts at address 0 of the memory that `spin` reads. Without `spin` every wait sleeps. */
-  constructor(words: Int32Array, spin: Spin | undefined) {
+  constructor(words: Int32Array, spin: Spin | undefined, spins: number) {
     this.#words = words;
     this.#spin = spin;
+    this.#spins = spins;
+    words[spins] = spin === undefined ? 0 : firstSpins;
   }
 
   /** Returns when `words[index]` differs from `old`; calls `check`, which may throw, at least every `checkMs`. */
   wait(index: number, old: number, check: () => void, checkMs: number): void {
-    if (this.#spin === undefined) {
-      this.#sleep(index, old, check, checkMs);
-      return;
-    }
-    const took = this.#spin(index * 4, old, this.#spins);
-    if (took >= 0) {
-      if (took * 2 > this.#spins) this.#spins = Math.min(mostSpins, this.#spins * 2);
-      return;
-    }
-    const start = performance.now();
-    this.#sleep(index, old, check, checkMs);
-    this.#spins =
-      performance.now() - start < shortSleepMs
-        ? Math.min(mostSpins, this.#spins * 2)
-        : Math.max(leastSpins, this.#spins >> 1);
+    const spins = this.#words[this.#spins]!;
+    const took = this.#spin === undefined ? -1 : this.#spin(index * 4, old, spins);
+    if (took < 0) this.sleep(index, old, check, checkMs);
+    else if (took * 2 > spins) this.#allow(spins * 2);
   }
 
-  #sleep(index: number, old: number, check: () => void, checkMs: number): void {
+  /** As `wait`, when spinning was in vain. */
+  sleep(index: number, old: number, check: () => void, checkMs: number): void {
+    const start = performance.now();
     while (Atomics.load(this.#words, index) === old) {
       Atomics.wait(this.#words, index, old, checkMs);
       if (Atomics.load(this.#words, index) === old) check();
     }
+    const spins = this.#words[this.#spins]!;
+    this.#allow(performance.now() - start < shortSleepMs ? spins * 2 : spins >> 1);
+  }
+
+  #allow(spins: number): void {
+    if (this.#spin === undefined) return;
+    this.#words[this.#spins] = Math.max(leastSpins, Math.min(mostSpins, spins));
   }
 }

@@ -89,6 +89,24 @@ export function tableRows(
   return custom(builder, name, 'TableRows', [ids, table], [type], attributes)[0]!;
 }
 
+export interface AllReduceAttributes {
+  readonly index: number;
+  readonly contributes: boolean;
+}
+
+export const allReduceOp: Op<AllReduceAttributes> = {
+  name: 'allReduce',
+  infer: ([value]) => [value!],
+  emit: ({ inputs, outputs, attributes }, onnx) =>
+    onnx.node(
+      'AllReduce',
+      [inputs[0]!.name],
+      [outputs[0]!.name],
+      { ...attributes, columns: columns(inputs[0]!.type) },
+      'sluice',
+    ),
+};
+
 /**
  * The sum over all ranks of a float32 value [tokens, columns]. `index` counts the graph's reductions, the same on
  * every rank. With `contributes` false the rank adds nothing: the value gives the shape only.
@@ -97,8 +115,7 @@ export function allReduce(
   builder: GraphBuilder,
   name: string,
   value: Value,
-  { index, contributes }: { readonly index: number; readonly contributes: boolean },
+  attributes: AllReduceAttributes,
 ): Value {
-  const attributes = { index, contributes, columns: columns(value.type) };
-  return custom(builder, name, 'AllReduce', [value], [value.type], attributes)[0]!;
+  return builder.apply(allReduceOp, name, [value], attributes);
 }

@@ -229,6 +229,27 @@ export class Assembler {
     this.#general(0x89, from, to, 0);
   }
 
+  compareDword(left: number, right: Memory): void {
+    this.#general(0x3b, left, right, 0);
+  }
+
+  /** At once for all threads: memory += value, and value becomes what it was. */
+  lockedExchangeAdd(to: Memory, value: number): void {
+    const rex = 0x40 | ((value >> 3) << 2) | (to.base >> 3);
+    this.#push(0xf0, rex, 0x0f, 0xc1);
+    this.#place(value, to, 0);
+  }
+
+  /** At once for all threads, and what was stored before is visible to those who see it. */
+  exchangeDword(to: Memory, value: number): void {
+    this.#general(0x87, value, to, 0);
+  }
+
+  /** For loops that wait for memory. */
+  pause(): void {
+    this.#push(0xf3, 0x90);
+  }
+
   /** to = the address. */
   address(to: number, from: Memory): void {
     this.#general(0x8d, to, from);

@@ -2,12 +2,12 @@
  * Machine code for what is done to rows of floats between products: sums with their RMS norm, gated activations. Sizes
  * enter, code leaves; rows are whole vectors of 16.
  */
-import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler, at, Label, r8, r9, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { word } from './row-gather.ts';
 import { emitEverywhere, emitExponential } from './vector-math.ts';
 
-const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
+export const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
 
 export interface AddNormForm {
   readonly columns: number;
@@ -21,17 +21,33 @@ function loadPlaces(code: Assembler, places: readonly number[], rows: number): v
   code.loadQuad(rows, at(rax, word('rows')));
 }
 
+/** Where rows of a sum and its norm are: registers that hold addresses, and the one that counts them. */
+export const addNormPlaces = { x: rdi, residual: rsi, weight: rdx, sum: rcx, normed: r8, rows: r9 } as const;
+
+/** What a loop over a row's columns adds to `x`, at its places. */
+export interface AddedRows {
+  /** Registers whose addresses move as `x` does. */
+  readonly walked: readonly number[];
+  /** Vector `v` holds x at the byte and becomes the sum with what else there is. */
+  add(v: number, byte: number): void;
+  /** Vector `v` of norms has been stored at the byte of `normed`. */
+  stored?(v: number, byte: number): void;
+}
+
 /**
- * A node's kernel: x, residual and weight to the norms and the sums, float32 [rows, columns]; the weight is [columns]. The
- * code's argument is the address of the node's words.
+ * Sums and norms of at least one row, float32 [rows, columns], at addNormPlaces: sum = x + what is added + residual, normed =
+ * sum / sqrt(mean(sum^2) + epsilon) * weight. Addresses end behind the last row but for the weight's; rax is lost.
  */
-export function addNormCode({ columns, epsilon }: AddNormForm, instructions: InstructionSet): Uint8Array {
-  const code = new Assembler();
-  const width = widthOf(instructions);
+export function emitAddNorm(
+  code: Assembler,
+  width: 32 | 64,
+  { columns, epsilon }: AddNormForm,
+  added: AddedRows = { walked: [], add() {} },
+): void {
   const rowBytes = columns * 4;
-  const [x, residual, weight, sum, normed, rows] = [rdi, rsi, rdx, rcx, r8, 9];
+  const { x, residual, weight, sum, normed, rows } = addNormPlaces;
+  const moving = [x, residual, sum, normed, ...added.walked];
   const [v, squares, more, scratch, one] = [0, 1, 2, 3, 4];
-  loadPlaces(code, [x, residual, weight, normed, sum], rows);
   const row = new Label();
   code.bind(row);
   code.binary(width, 'pxor', squares, squares, squares);
@@ -43,13 +59,14 @@ export function addNormCode({ columns, epsilon }: AddNormForm, instructions: Ins
     code.set(rax, rowBytes / (perTurn * width));
     code.bind(next);
     for (let index = 0; index < perTurn; index++) each(index * width, index);
-    for (const place of [x, residual, weight, sum, normed]) code.add(place, perTurn * width);
+    for (const place of [...moving, weight]) code.add(place, perTurn * width);
     code.subtract(rax, 1);
     code.jumpIf('notEqual', next);
-    for (const place of [x, residual, weight, sum, normed]) code.subtract(place, rowBytes);
+    for (const place of [...moving, weight]) code.subtract(place, rowBytes);
   };
   walk((byte, index) => {
     code.load(width, v, at(x, byte));
+    added.add(v, byte);
     code.binary(width, 'addps', v, v, at(residual, byte));
     code.store(width, at(sum, byte), v);
     code.binary(width, 'fmadd231ps', index === 0 ? squares : more, v, v);
@@ -67,10 +84,22 @@ export function addNormCode({ columns, epsilon }: AddNormForm, instructions: Ins
     code.binary(width, 'mulps', v, squares, at(sum, byte));
     code.binary(width, 'mulps', v, v, at(weight, byte));
     code.store(width, at(normed, byte), v);
+    added.stored?.(v, byte);
   });
-  for (const place of [x, residual, sum, normed]) code.add(place, rowBytes);
+  for (const place of moving) code.add(place, rowBytes);
   code.subtract(rows, 1);
   code.jumpIf('notEqual', row);
+}
+
+/**
+ * A node's kernel: x, residual and weight to the norms and the sums, float32 [rows, columns]; the weight is [columns]. The
+ * code's argument is the address of the node's words.
+ */
+export function addNormCode(form: AddNormForm, instructions: InstructionSet): Uint8Array {
+  const code = new Assembler();
+  const { x, residual, weight, sum, normed, rows } = addNormPlaces;
+  loadPlaces(code, [x, residual, weight, normed, sum], rows);
+  emitAddNorm(code, widthOf(instructions), form);
   code.zeroUpper();
   code.set(rax, 0);
   code.return();
