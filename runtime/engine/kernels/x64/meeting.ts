@@ -13,8 +13,6 @@ import {
   at,
   Label,
   type Memory,
-  r8,
-  r9,
   r10,
   r11,
   r12,
@@ -57,7 +55,11 @@ const looksOfPause = 5;
 const saved = [rbx, rbp, r12, r13, r14, r15];
 
 /** AllReduce: partial [rows, columns] to the sum over ranks. The argument of this code, and of the next, is a node's words. */
-export function allReduceCode(form: ReduceForm, meeting: MeetingPlace, instructions: InstructionSet): Uint8Array {
+export function allReduceCode(
+  form: ReduceForm,
+  meeting: MeetingPlace,
+  instructions: InstructionSet,
+): Uint8Array {
   const code = new Assembler();
   const reduce = new Reduction(code, form, meeting, widthOf(instructions));
   reduce.begin();
