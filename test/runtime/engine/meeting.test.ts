@@ -106,7 +106,7 @@ for (const instructions of availableInstructionSets()) {
     const [many] = await onThreads(2, true, { ...each, rows: [4 * some] });
     assert.ok('outputs' in few! && 'outputs' in many!);
     for (const index of [0, 1]) {
-      const start = few.outputs[0]![index]!;
+      const start: Float32Array = few.outputs[0]![index]!;
       assert.deepEqual(many.outputs[0]![index]!.subarray(0, start.length), start);
     }
   });
