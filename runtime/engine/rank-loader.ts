@@ -16,6 +16,7 @@ import { blockProductOp } from './block-product-op.ts';
 import type { Collective } from './collective/collective.ts';
 import { CompiledGraph } from './compile.ts';
 import type { LoadProgress } from './engine.ts';
+import { AttentionNodes } from './kernels/attention-nodes.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
@@ -112,8 +113,12 @@ export async function loadRank(
   const layers = attentionShapes(model.spec, prepared.shard);
   const state = new StepState();
   const { instructions } = load;
+  const attentionNodes =
+    instructions === null
+      ? undefined
+      : new AttentionNodes({ layers, blockTokens: limits.blockTokens, dtype: kvDType, instructions });
   const ownOps = [
-    pagedAttentionOp(layers, state),
+    pagedAttentionOp(layers, state, attentionNodes),
     ...reduceOps(collective, instructions),
     ...rowInt8Ops(state),
     tableRowsOp(state),
@@ -158,7 +163,7 @@ export async function loadRank(
         dtype: kvDType,
         maxStepTokens: limits.maxStepTokens,
         planWords: planCapacity(limits),
-        ...(instructions === null ? {} : { instructions }),
+        ...(attentionNodes === undefined ? {} : { nodes: attentionNodes }),
       });
       return new Rank({
         collective,

@@ -6,7 +6,7 @@ import koffi from 'koffi';
 import { copyMemory, type Pointer, type PointerLike } from './library.ts';
 import { mapMemory, memoryCalls, memoryError, protections } from './system-memory.ts';
 
-export type NativeFunction = (...addresses: PointerLike[]) => unknown;
+type NativeFunction = (...addresses: PointerLike[]) => unknown;
 
 /** A function that takes `parameters` addresses and returns nothing, as `placeCode` places it. */
 export function nativeFunction(code: Uint8Array, parameters: number): NativeFunction {

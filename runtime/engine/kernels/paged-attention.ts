@@ -6,18 +6,10 @@
  * and scratch buffers of its own.
  */
 import assert from 'node:assert';
-import { addressOf, type Pointer } from '../../ort/library.ts';
-import { type NativeFunction, nativeFunction } from '../../ort/native-code.ts';
+import { addressOf, copyMemory, type Pointer } from '../../ort/library.ts';
+import type { AttentionNodes } from './attention-nodes.ts';
 import { type AttentionShape, headsOfKv } from './attention-reference.ts';
 import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
-import { attendsInIntegers, attentionCode } from './x64/attention.ts';
-import {
-  attentionArguments,
-  attentionArgumentWords,
-  attentionWorkBytes,
-  hasAttentionCode,
-} from './x64/attention-form.ts';
-import type { InstructionSet } from './x64/processor.ts';
 
 export type KvDType = 'float32' | 'bfloat16' | 'int8';
 
@@ -33,25 +25,23 @@ export interface PagedAttentionOptions {
   readonly maxStepTokens: number;
   /** Words of the longest plan (step-message.ts). */
   readonly planWords: number;
-  /** Attend by machine code for the shapes that there is some for; absent: by WebAssembly. */
-  readonly instructions?: InstructionSet;
+  /** Of these layers: what has a kernel there is not attended to here. */
+  readonly nodes?: AttentionNodes;
 }
 
-/** The packed rows of a step, in the kernel's memory: [tokens, heads * headDim] and the like. */
-export interface AttentionBuffers {
-  readonly q: Float32Array;
-  readonly k: Float32Array;
-  readonly v: Float32Array;
-  readonly out: Float32Array;
+/** Addresses of a step's packed rows: q and out [rows, heads * headDim], k and v [rows, kvHeads * headDim]. */
+export interface AttentionRows {
+  readonly rows: number;
+  readonly q: Pointer;
+  readonly k: Pointer;
+  readonly v: Pointer;
+  readonly out: Pointer;
 }
 
 interface AttentionExports {
   attendFloat32: Attend;
   attendBfloat16: Attend;
   attendInt8: Attend;
-  prepareFloat32: Prepare;
-  prepareBfloat16: Prepare;
-  prepareInt8: Prepare;
   copyBlock(
     elementBytes: number,
     fours: number,
@@ -65,7 +55,7 @@ interface AttentionExports {
   ): void;
 }
 
-type Addresses = [
+type Attend = (
   plan: number,
   shape: number,
   layer: number,
@@ -73,25 +63,25 @@ type Addresses = [
   k: number,
   v: number,
   angles: number,
-];
-type Prepare = (...addresses: Addresses) => void;
-type Attend = (...addresses: [...Addresses, out: number, work: number]) => void;
+  out: number,
+  work: number,
+) => void;
 
 const kernelNames = {
-  float32: ['attendFloat32', 'prepareFloat32'],
-  bfloat16: ['attendBfloat16', 'prepareBfloat16'],
-  int8: ['attendInt8', 'prepareInt8'],
-} as const satisfies Record<KvDType, readonly [keyof AttentionExports, keyof AttentionExports]>;
+  float32: 'attendFloat32',
+  bfloat16: 'attendBfloat16',
+  int8: 'attendInt8',
+} as const satisfies Record<KvDType, keyof AttentionExports>;
 
 interface Group {
   readonly exports: AttentionExports;
   readonly attend: Attend;
-  readonly prepare: Prepare;
   /** Of the memory's address 0. */
   readonly base: Pointer;
   readonly plan: Int32Array;
   readonly angles: Float32Array;
-  readonly buffers: AttentionBuffers;
+  /** Where rows are that the kernel here attends. */
+  readonly rows: Readonly<Record<'q' | 'k' | 'v' | 'out', number>>;
   readonly work: number;
 }
 
@@ -102,8 +92,6 @@ interface Layer {
   readonly shapeAddress: number;
   /** Where the layer's pages start. */
   readonly pages: number;
-  /** Attends by machine code once queries, keys and values are prepared. */
-  readonly native: ((out: Pointer) => void) | undefined;
 }
 
 /** Bytes of one block of one layer: K [headDim][blockTokens] and V [blockTokens][headDim up to 8] for each KV head. */
@@ -125,8 +113,6 @@ export class PagedAttention {
   readonly #options: PagedAttentionOptions;
   readonly #layers: readonly Layer[];
   readonly #groups: readonly Group[];
-  readonly #functions = new Map<string, NativeFunction>();
-  #work = new Uint8Array(new SharedArrayBuffer(0));
 
   constructor(options: PagedAttentionOptions) {
     const { blockTokens } = options;
@@ -167,34 +153,34 @@ export class PagedAttention {
     layers: Layer[],
     groups: Group[],
   ): void {
-    const { maxStepTokens, planWords, dtype } = this.#options;
-    const widths = scratchWidths(this.#options.layers);
+    const { maxStepTokens, planWords, dtype, blockTokens, nodes } = this.#options;
+    const widths = scratchWidths(this.#options);
     const scratch = scratchBytes(this.#options);
     const memory = createMemory(scratch + sizes.reduce((sum, size) => sum + size, 0));
     const exports = instantiateKernel<AttentionExports>('attention', memory);
     let at = reservedBytes;
-    const floats = (count: number): Float32Array => {
-      const view = new Float32Array(memory.buffer, at, count);
-      at += aligned(count * 4);
-      return view;
+    const take = (words: number): number => {
+      const start = at;
+      at += aligned(words * 4);
+      return start;
     };
-    const shapesAt = at;
-    at += aligned(this.#options.layers.length * shapeWords * 4);
-    const plan = new Int32Array(memory.buffer, at, planWords);
-    at += aligned(planWords * 4);
-    const [attend, prepare] = kernelNames[dtype];
+    const shapesAt = take(this.#options.layers.length * shapeWords);
+    const base = addressOf(new Uint8Array(memory.buffer));
     const group: Group = {
       exports,
-      attend: exports[attend],
-      prepare: exports[prepare],
-      base: addressOf(new Uint8Array(memory.buffer)),
-      plan,
-      angles: floats(maxStepTokens * widths.rotary),
-      buffers: {
-        q: floats(maxStepTokens * widths.query),
-        k: floats(maxStepTokens * widths.key),
-        v: floats(maxStepTokens * widths.key),
-        out: floats(maxStepTokens * widths.query),
+      attend: exports[kernelNames[dtype]],
+      base,
+      plan: new Int32Array(memory.buffer, take(planWords), planWords),
+      angles: new Float32Array(
+        memory.buffer,
+        take(maxStepTokens * widths.rotary),
+        maxStepTokens * widths.rotary,
+      ),
+      rows: {
+        q: take(maxStepTokens * widths.query),
+        k: take(maxStepTokens * widths.key),
+        v: take(maxStepTokens * widths.key),
+        out: take(maxStepTokens * widths.query),
       },
       work: at,
     };
@@ -202,15 +188,18 @@ export class PagedAttention {
     let pages = scratch;
     for (const [index, shape] of shapes.entries()) {
       const shapeAddress = shapesAt + index * shapeWords * 4;
-      writeShape(memory, shapeAddress, this.#prepared(shape), this.#options.blockTokens, this.#fours(shape));
-      layers.push({ group, shape, shapeAddress, pages, native: this.#nativeAttention(group, shape, pages) });
+      writeShape(memory, shapeAddress, shape, blockTokens);
+      const layer = layers.push({ group, shape, shapeAddress, pages }) - 1;
+      if (nodes?.kernel(layer) !== undefined) {
+        const place = (offset: number): Pointer => base + BigInt(offset);
+        nodes.place(layer, {
+          plan: place(group.plan.byteOffset),
+          angles: place(group.angles.byteOffset),
+          pages: place(pages),
+        });
+      }
       pages += sizes[index]!;
     }
-  }
-
-  /** Where to put the rows of `layer` before `attend`, and find them after. */
-  buffers(layer: number): AttentionBuffers {
-    return this.#layers[layer]!.group.buffers;
   }
 
   /**
@@ -224,78 +213,41 @@ export class PagedAttention {
     }
   }
 
-  /**
-   * Stores the step's k and v of a layer and attends; `q` and `k` in the buffers are overwritten. The outputs go to `place`
-   * where machine code attends, which is the answer, else to the buffer.
-   */
-  attend(layer: number, place?: Pointer): boolean {
-    const { group, shape, shapeAddress, pages, native } = this.#layers[layer]!;
-    if (shape.heads === 0) return false;
-    const { q, k, v, out } = group.buffers;
-    const { plan, angles, work } = group;
-    const rows = [q.byteOffset, k.byteOffset, v.byteOffset] as const;
-    if (native === undefined) {
-      group.attend(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset, out.byteOffset, work);
-      return false;
-    }
-    group.prepare(plan.byteOffset, shapeAddress, pages, ...rows, angles.byteOffset);
-    native(place ?? group.base + BigInt(out.byteOffset));
-    return place !== undefined;
-  }
-
-  /** Machine code takes powers of two of scores, not of e. */
-  #prepared(shape: AttentionShape): AttentionShape {
-    const { instructions, blockTokens, dtype } = this.#options;
-    const native = instructions !== undefined && hasAttentionCode({ shape, blockTokens, dtype });
-    return native ? { ...shape, scale: shape.scale * Math.LOG2E } : shape;
-  }
-
-  /** 1 where int8 keys and values lie in fours. */
-  #fours(shape: AttentionShape): number {
-    const { instructions, blockTokens, dtype } = this.#options;
-    return instructions !== undefined && attendsInIntegers({ shape, blockTokens, dtype }, instructions)
-      ? 1
-      : 0;
-  }
-
-  #nativeAttention(group: Group, shape: AttentionShape, pages: number): ((out: Pointer) => void) | undefined {
-    const { instructions, blockTokens, dtype } = this.#options;
-    const form = { shape, blockTokens, dtype };
-    if (instructions === undefined || !hasAttentionCode(form)) return undefined;
-    const key = JSON.stringify(form);
-    let code = this.#functions.get(key);
-    if (code === undefined) {
-      code = nativeFunction(attentionCode(form, instructions), 1);
-      this.#functions.set(key, code);
-    }
-    const words = new BigUint64Array(attentionArgumentWords);
-    const bytes = attentionWorkBytes(form);
-    if (bytes > this.#work.length) this.#work = new Uint8Array(new SharedArrayBuffer(bytes + 64));
-    const place = (offset: number): bigint => group.base + BigInt(offset);
-    words[attentionArguments.plan] = place(group.plan.byteOffset);
-    words[attentionArguments.layer] = place(pages);
-    words[attentionArguments.q] = place(group.buffers.q.byteOffset);
-    words[attentionArguments.work] = (addressOf(this.#work) + 63n) & ~63n;
-    const address = addressOf(words);
-    const run = code;
-    const work = this.#work;
-    return (out) => {
-      words[attentionArguments.out] = out;
-      // Used by its address only.
-      void work;
-      run(address);
-    };
+  /** Stores the step's k and v of a layer and attends, by WebAssembly: copies rows to its memory and from it. */
+  attend(layer: number, { rows, q, k, v, out }: AttentionRows): void {
+    const { group, shape, shapeAddress, pages } = this.#layers[layer]!;
+    assert(this.#options.nodes?.kernel(layer) === undefined, 'machine code attends');
+    const { heads, kvHeads, headDim } = shape;
+    if (heads === 0) return;
+    const { plan, angles, work, base, rows: places } = group;
+    const queryBytes = rows * heads * headDim * 4;
+    const keyBytes = rows * kvHeads * headDim * 4;
+    copyMemory(base + BigInt(places.q), q, queryBytes);
+    copyMemory(base + BigInt(places.k), k, keyBytes);
+    copyMemory(base + BigInt(places.v), v, keyBytes);
+    group.attend(
+      plan.byteOffset,
+      shapeAddress,
+      pages,
+      places.q,
+      places.k,
+      places.v,
+      angles.byteOffset,
+      places.out,
+      work,
+    );
+    copyMemory(out, base + BigInt(places.out), queryBytes);
   }
 
   /** Copies the first `rows` tokens of a block to another, in every layer. */
   copyBlock(from: number, to: number, rows: number): void {
-    for (const { group, shape, pages } of this.#layers) {
+    const { dtype, blockTokens, nodes } = this.#options;
+    for (const [layer, { group, shape, pages }] of this.#layers.entries()) {
       if (shape.kvHeads === 0) continue;
       const { kvHeads, headDim } = shape;
-      const { dtype, blockTokens } = this.#options;
       group.exports.copyBlock(
         elementBytes[dtype],
-        this.#fours(shape),
+        nodes?.inFours(layer) ? 1 : 0,
         pages,
         from,
         to,
@@ -313,7 +265,6 @@ function writeShape(
   at: number,
   shape: AttentionShape,
   blockTokens: number,
-  fours: number,
 ): void {
   const queryWidth = shape.heads * shape.headDim;
   const keyWidth = shape.kvHeads * shape.headDim;
@@ -330,24 +281,29 @@ function writeShape(
     keyWidth,
     keyWidth,
     queryWidth,
-    fours,
     shape.group ?? shape.heads / Math.max(1, shape.kvHeads),
     shape.firstInGroup ?? 0,
   ]);
   new Float32Array(memory.buffer, at + 24, 2).set([shape.scale, shape.softcap]);
 }
 
-function scratchWidths(layers: readonly AttentionShape[]): { query: number; key: number; rotary: number } {
+/** Floats of a row of queries and of keys, where layers are attended here, and of angles. */
+function scratchWidths({ layers, nodes }: PagedAttentionOptions): {
+  query: number;
+  key: number;
+  rotary: number;
+} {
+  const here = layers.filter((_, layer) => nodes?.kernel(layer) === undefined);
   return {
-    query: Math.max(0, ...layers.map((shape) => shape.heads * shape.headDim)),
-    key: Math.max(0, ...layers.map((shape) => shape.kvHeads * shape.headDim)),
+    query: Math.max(0, ...here.map((shape) => shape.heads * shape.headDim)),
+    key: Math.max(0, ...here.map((shape) => shape.kvHeads * shape.headDim)),
     rotary: Math.max(0, ...layers.map((shape) => shape.rotaryDim)),
   };
 }
 
 /** Bytes before the pages in each memory. */
 function scratchBytes(options: PagedAttentionOptions): number {
-  const { query, key, rotary } = scratchWidths(options.layers);
+  const { query, key, rotary } = scratchWidths(options);
   const headDim = Math.max(0, ...options.layers.map((shape) => shape.headDim));
   const padded = Math.ceil(headDim / 8) * 8;
   // What wasm/attention.ts works in: 32 rows of queries and outputs, their states, four rows of scores.

@@ -1,27 +1,65 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { AttentionNodes } from '../../../runtime/engine/kernels/attention-nodes.ts';
 import {
   type AttentionShape,
   attendReference,
   rotateReference,
   storeReference,
 } from '../../../runtime/engine/kernels/attention-reference.ts';
-import { type KvDType, PagedAttention } from '../../../runtime/engine/kernels/paged-attention.ts';
+import {
+  type KvDType,
+  PagedAttention,
+  type PagedAttentionOptions,
+} from '../../../runtime/engine/kernels/paged-attention.ts';
 import { attendsInIntegers } from '../../../runtime/engine/kernels/x64/attention.ts';
 import {
   availableInstructionSets,
   type InstructionSet,
 } from '../../../runtime/engine/kernels/x64/processor.ts';
 import { planCapacity, type StepLimits, writePlan } from '../../../runtime/engine/step-message.ts';
+import { addressOf } from '../../../runtime/ort/library.ts';
+import { functionAt } from '../../../runtime/ort/native-code.ts';
+import { rowWords } from '../../../runtime/ort/row-op.ts';
 
 const maxLength = 400;
 const maxStepTokens = 160;
 
 /** Undefined: WebAssembly. Where this processor has no machine code, that is all. */
 const kernels = [undefined, ...availableInstructionSets()];
-const named = (instructions: InstructionSet | undefined) =>
-  instructions === undefined ? {} : { instructions };
+
+/** A pool, and what attends over it: WebAssembly, or machine code where there is some for a layer. */
+class Pool {
+  readonly attention: PagedAttention;
+  readonly #options: PagedAttentionOptions;
+
+  constructor(options: Omit<PagedAttentionOptions, 'nodes'>, instructions: InstructionSet | undefined) {
+    this.#options =
+      instructions === undefined
+        ? options
+        : { ...options, nodes: new AttentionNodes({ ...options, instructions }) };
+    this.attention = new PagedAttention(this.#options);
+  }
+
+  /** Packed rows of q, k and v to rows of outputs. */
+  attend(layer: number, { q, k, v }: Readonly<Record<'q' | 'k' | 'v', Float32Array>>): Float32Array {
+    const { heads, headDim } = this.#options.layers[layer]!;
+    const out = new Float32Array(q.length);
+    const rows = q.length / (heads * headDim);
+    const kernel = this.#options.nodes?.kernel(layer);
+    if (kernel === undefined) {
+      const [qAt, kAt, vAt, outAt] = [q, k, v, out].map(addressOf) as [bigint, bigint, bigint, bigint];
+      this.attention.attend(layer, { rows, q: qAt, k: kAt, v: vAt, out: outAt });
+    } else {
+      const words = new BigUint64Array(rowWords.places + 4);
+      words[rowWords.rows] = BigInt(rows);
+      for (const [i, array] of [q, k, v, out].entries()) words[rowWords.places + i] = addressOf(array);
+      functionAt(kernel, 1)(words);
+    }
+    return out;
+  }
+}
 
 interface Scenario {
   readonly instructions: InstructionSet | undefined;
@@ -76,15 +114,17 @@ function worstDifference(scenario: Scenario): number {
   const next = random(scenario.seed);
   const blocksEach = Math.ceil(maxLength / blockTokens);
   const blockCount = blocksEach * sequences.length;
-  const attention = new PagedAttention({
-    layers: Array.from({ length: layers }, () => shape),
-    blockTokens,
-    blockCount,
-    dtype,
-    maxStepTokens,
-    planWords: planCapacity(limits(sequences.length, maxLength, blockTokens)),
-    ...named(scenario.instructions),
-  });
+  const pool = new Pool(
+    {
+      layers: Array.from({ length: layers }, () => shape),
+      blockTokens,
+      blockCount,
+      dtype,
+      maxStepTokens,
+      planWords: planCapacity(limits(sequences.length, maxLength, blockTokens)),
+    },
+    scenario.instructions,
+  );
   const ids = Array.from({ length: blockCount }, (_, i) => i).sort(() => next());
   const states = sequences.map((slices, index) => ({
     slices,
@@ -120,14 +160,14 @@ function worstDifference(scenario: Scenario): number {
     const packedAngles = inputs.flatMap(({ state, n }) =>
       Array.from({ length: n }, (_, i) => angles(state.position + i, rotaryDim)).flat(),
     );
-    attention.begin(plan.subarray(0, words), Float32Array.from(packedAngles));
+    pool.attention.begin(plan.subarray(0, words), Float32Array.from(packedAngles));
     const layer = step % layers;
     for (let each = 0; each < layers; each++) {
-      const buffers = attention.buffers(each);
-      buffers.q.set(concat(inputs.map(({ q }) => q)));
-      buffers.k.set(concat(inputs.map(({ k }) => k)));
-      buffers.v.set(concat(inputs.map(({ v }) => v)));
-      attention.attend(each);
+      const out = pool.attend(each, {
+        q: concat(inputs.map(({ q }) => q)),
+        k: concat(inputs.map(({ k }) => k)),
+        v: concat(inputs.map(({ v }) => v)),
+      });
       if (each !== layer) continue;
       let row = 0;
       for (const { state, n, q, k, v } of inputs) {
@@ -159,7 +199,7 @@ function worstDifference(scenario: Scenario): number {
           concat(state.values),
         );
         const width = heads * headDim;
-        const actual = buffers.out.subarray(row * width, (row + n) * width);
+        const actual = out.subarray(row * width, (row + n) * width);
         for (let i = 0; i < expected.length; i++) {
           const difference = Math.abs(expected[i]! - actual[i]!);
           assert.ok(!Number.isNaN(difference), `row ${i} is ${actual[i]}`);
@@ -264,15 +304,17 @@ function sameBits(instructions: InstructionSet | undefined, headDim: number): vo
   const shape = { heads: 6, kvHeads: 2, headDim, rotaryDim: headDim, window: 0, softcap: 0, scale: 0.2 };
   const blockTokens = 16;
   const planWords = planCapacity(limits(2, maxLength, blockTokens));
-  const attention = new PagedAttention({
-    layers: [shape],
-    blockTokens,
-    blockCount: 40,
-    dtype: 'float32',
-    maxStepTokens,
-    planWords,
-    ...named(instructions),
-  });
+  const pool = new Pool(
+    {
+      layers: [shape],
+      blockTokens,
+      blockCount: 40,
+      dtype: 'float32',
+      maxStepTokens,
+      planWords,
+    },
+    instructions,
+  );
   const next = random(3);
   const q = rows(next, 100 * 6 * headDim);
   const k = rows(next, 100 * 2 * headDim);
@@ -285,19 +327,14 @@ function sameBits(instructions: InstructionSet | undefined, headDim: number): vo
     ].filter((slice) => slice.tokens.length > 0);
     const plan = new Int32Array(planWords);
     const words = writePlan(slices, blockTokens, plan);
-    attention.begin(plan.subarray(0, words), new Float32Array((count + other) * headDim).fill(0.5));
-    const buffers = attention.buffers(0);
-    buffers.q
-      .fill(1)
-      .set(q.subarray(position * 6 * headDim, (position + count) * 6 * headDim), other * 6 * headDim);
-    buffers.k
-      .fill(1)
-      .set(k.subarray(position * 2 * headDim, (position + count) * 2 * headDim), other * 2 * headDim);
-    buffers.v
-      .fill(1)
-      .set(v.subarray(position * 2 * headDim, (position + count) * 2 * headDim), other * 2 * headDim);
-    attention.attend(0);
-    return buffers.out.slice(other * 6 * headDim, (other + count) * 6 * headDim);
+    pool.attention.begin(plan.subarray(0, words), new Float32Array((count + other) * headDim).fill(0.5));
+    const among = (all: Float32Array, heads: number): Float32Array => {
+      const width = heads * headDim;
+      const own = all.subarray(position * width, (position + count) * width);
+      return concat([new Float32Array(other * width).fill(1), own]);
+    };
+    const out = pool.attend(0, { q: among(q, 6), k: among(k, 2), v: among(v, 2) });
+    return out.slice(other * 6 * headDim);
   };
   const whole = run(0, 100, 0);
   const parts = concat([run(0, 37, 3), run(37, 1, 30), run(38, 55, 0), run(93, 7, 11)]);
@@ -311,16 +348,17 @@ test('leftovers of another sequence in a page, even NaN, are not seen', () => {
     dtypes.map((dtype) => [each, dtype] as const),
   )) {
     const planWords = planCapacity(limits(1, 64, 16));
-    const attention = new PagedAttention({
-      layers: [shape],
-      blockTokens: 16,
-      blockCount: 2,
-      dtype,
-      maxStepTokens: 32,
-      planWords,
-      ...named(instructions),
-    });
-    const buffers = attention.buffers(0);
+    const pool = new Pool(
+      {
+        layers: [shape],
+        blockTokens: 16,
+        blockCount: 2,
+        dtype,
+        maxStepTokens: 32,
+        planWords,
+      },
+      instructions,
+    );
     const run = (count: number, fill: number): Float32Array => {
       const plan = new Int32Array(planWords);
       const slice = {
@@ -330,10 +368,9 @@ test('leftovers of another sequence in a page, even NaN, are not seen', () => {
         logits: 'none' as const,
       };
       const words = writePlan([slice], 16, plan);
-      attention.begin(plan.subarray(0, words), new Float32Array(0));
-      for (const buffer of [buffers.q, buffers.k, buffers.v]) buffer.fill(fill);
-      attention.attend(0);
-      return buffers.out.slice(0, count * 32);
+      pool.attention.begin(plan.subarray(0, words), new Float32Array(0));
+      const filled = (width: number): Float32Array => new Float32Array(count * width).fill(fill);
+      return pool.attend(0, { q: filled(32), k: filled(16), v: filled(16) });
     };
     run(32, Number.NaN);
     assert.deepEqual([...run(21, 0.5)], new Array(21 * 32).fill(0.5));
@@ -347,15 +384,17 @@ test('copying a block copies the first rows of every layer and no more', () => {
     dtypes.map((dtype) => [each, dtype] as const),
   )) {
     const planWords = planCapacity(limits(1, 64, 16));
-    const attention = new PagedAttention({
-      layers: [shape, shape],
-      blockTokens: 16,
-      blockCount: 4,
-      dtype,
-      maxStepTokens: 32,
-      planWords,
-      ...named(instructions),
-    });
+    const pool = new Pool(
+      {
+        layers: [shape, shape],
+        blockTokens: 16,
+        blockCount: 4,
+        dtype,
+        maxStepTokens: 32,
+        planWords,
+      },
+      instructions,
+    );
     const next = random(11);
     const data = [rows(next, 16 * 32), rows(next, 16 * 32)];
     const other = rows(next, 16 * 32);
@@ -369,18 +408,15 @@ test('copying a block copies the first rows of every layer and no more', () => {
       const plan = new Int32Array(planWords);
       const slice = { tokens: new Array(count).fill(0), position, blocks: [block], logits: 'none' as const };
       const words = writePlan([slice], 16, plan);
-      attention.begin(plan.subarray(0, words), new Float32Array(0));
-      const buffers = attention.buffers(layer);
-      for (const buffer of [buffers.q, buffers.k, buffers.v])
-        buffer.set(from.subarray(position * 32, (position + count) * 32));
-      attention.attend(layer);
-      return buffers.out.slice(0, count * 32);
+      pool.attention.begin(plan.subarray(0, words), new Float32Array(0));
+      const own = from.slice(position * 32, (position + count) * 32);
+      return pool.attend(layer, { q: own, k: own, v: own });
     };
     for (const layer of [0, 1]) {
       run(layer, 16, 0, 2, data[layer]!);
       run(layer, 16, 0, 3, other);
     }
-    attention.copyBlock(2, 3, 11);
+    pool.attention.copyBlock(2, 3, 11);
     for (const layer of [0, 1]) {
       // Rows 0-10 come from block 2; rows 11-15 are the other's still.
       const mixed = concat([data[layer]!.subarray(0, 11 * 32), other.subarray(11 * 32, 16 * 32)]);
@@ -404,40 +440,38 @@ function farEnds(instructions: InstructionSet | undefined): void {
   const blockTokens = 256;
   const blockCount = 3000;
   const capacity = limits(1, 512, blockTokens);
-  const attention = new PagedAttention({
-    layers: [shape, shape, shape],
-    blockTokens,
-    blockCount,
-    dtype: 'float32',
-    maxStepTokens,
-    planWords: planCapacity(capacity),
-    ...named(instructions),
-  });
-  assert.ok(attention.kvBytes > 4 * 2 ** 30);
+  const pool = new Pool(
+    {
+      layers: [shape, shape, shape],
+      blockTokens,
+      blockCount,
+      dtype: 'float32',
+      maxStepTokens,
+      planWords: planCapacity(capacity),
+    },
+    instructions,
+  );
+  assert.ok(pool.attention.kvBytes > 4 * 2 ** 30);
   const next = random(5);
   const width = shape.heads * shape.headDim;
   const plan = new Int32Array(planCapacity(capacity));
   const begin = (position: number, count: number, block: number): void => {
     const slice = { tokens: new Array(count).fill(0), position, blocks: [block], logits: 'none' as const };
-    attention.begin(plan.subarray(0, writePlan([slice], blockTokens, plan)), new Float32Array(0));
+    pool.attention.begin(plan.subarray(0, writePlan([slice], blockTokens, plan)), new Float32Array(0));
   };
-  const put = (layer: number, from: readonly Float32Array[]): void => {
-    const { q, k, v } = attention.buffers(layer);
-    for (const [index, buffer] of [q, k, v].entries()) buffer.set(from[index]!);
-  };
+  const attend = (layer: number, [q, k, v]: readonly Float32Array[]): Float32Array =>
+    pool.attend(layer, { q: q!, k: k!, v: v! });
   // Two tokens in the first and the last block of every layer, all different; then a third that attends to them.
   const places = [0, 1, 2].flatMap((layer) => [0, blockCount - 1].map((block) => ({ layer, block })));
   const stored = places.map(() => [0, 1, 2].map(() => rows(next, 2 * width)));
   const third = [0, 1, 2].map(() => rows(next, width));
   for (const [index, { layer, block }] of places.entries()) {
     begin(0, 2, block);
-    put(layer, stored[index]!);
-    attention.attend(layer);
+    attend(layer, stored[index]!);
   }
   for (const [index, { layer, block }] of places.entries()) {
     begin(2, 1, block);
-    put(layer, third);
-    attention.attend(layer);
+    const out = attend(layer, third);
     const [, k, v] = stored[index]!;
     const expected = attendReference(
       shape,
@@ -447,7 +481,6 @@ function farEnds(instructions: InstructionSet | undefined): void {
       concat([k!, third[1]!]),
       concat([v!, third[2]!]),
     );
-    const { out } = attention.buffers(layer);
     for (let i = 0; i < width; i++)
       assert.ok(Math.abs(out[i]! - expected[i]!) < 1e-5, `layer ${layer}, block ${block}`);
   }

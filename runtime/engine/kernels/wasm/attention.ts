@@ -6,8 +6,7 @@
  * words, its block table starts (block ids), and a word that is not for the kernel.
  * `shape`, 32 bits each: 0 query heads, 1 KV heads, 2 headDim, 3 rotaryDim, 4 blockTokens, 5 window (0: none),
  * 6 scale (f32), 7 softcap (f32, 0: none), 8 / 9 / 10 floats from one packed row to the next in q / k / v,
- * 11 the same in out, 12 whether int8 keys and values lie in fours (lib/pages.ts),
- * 13 query heads of the model to a KV head, 14 which of them the first query head is.
+ * 11 the same in out, 12 query heads of the model to a KV head, 13 which of them the first query head is.
  *
  * The arithmetic of a row does not depend on which other rows are in the batch: chunks of keys start at multiples of
  * 64 positions, and the tiling over rows only shares loads.
@@ -87,23 +86,6 @@ function write<T>(page: usize, slot: i32, k: usize, v: usize, headDim: i32, bloc
       to += step;
       row += 1;
     }
-  }
-}
-
-/** As `write`, of int8 in fours. */
-function writeFours(page: usize, slot: i32, k: usize, v: usize, headDim: i32, blockTokens: i32): void {
-  const scales = page + scalesOffset<i8>(headDim, blockTokens) + (<usize>slot << 2);
-  const ks = scaleOf(k, headDim);
-  const vs = scaleOf(v, headDim);
-  store<f32>(scales, ks);
-  store<f32>(scales + (<usize>blockTokens << 2), vs);
-  const ki: f32 = ks > 0 ? 1 / ks : 0;
-  const vi: f32 = vs > 0 ? 1 / vs : 0;
-  const values = page + valuesOffset<i8>(headDim, blockTokens) + <usize>((slot >> 2) * headDim * 4 + (slot & 3));
-  for (let d = 0; d < headDim; d++) {
-    const from = <usize>d << 2;
-    store<i8>(page + <usize>(((d >> 2) * blockTokens + slot) * 4 + (d & 3)), <i8>nearest(load<f32>(k + from) * ki));
-    store<i8>(values + from, <i8>nearest(load<f32>(v + from) * vi));
   }
 }
 
@@ -382,7 +364,6 @@ function prepare<T>(plan: usize, shape: usize, layer: usize, q: usize, k: usize,
   const scale = load<f32>(shape, 24);
   const qRow = <usize>load<i32>(shape, 32) << 2, kRow = <usize>load<i32>(shape, 36) << 2;
   const vRow = <usize>load<i32>(shape, 40) << 2;
-  const fours = load<i32>(shape, 48);
   const head = headBytes<T>(headDim, blockTokens);
   const page = head * <usize>kvHeads;
   const headRow = <usize>headDim << 2;
@@ -414,8 +395,7 @@ function prepare<T>(plan: usize, shape: usize, layer: usize, q: usize, k: usize,
       let y = v + (row + <usize>i) * vRow;
       for (let h = 0; h < kvHeads; h++, x += headRow, y += headRow, to += head) {
         if (rotary > 0) rotate(x, angles, rotary >> 1);
-        if (fours) writeFours(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
-        else write<T>(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
+        write<T>(to, key & (blockTokens - 1), x, y, headDim, blockTokens);
       }
     }
   }
@@ -429,7 +409,7 @@ function attend<T>(
   const blockTokens = load<i32>(shape, 16), window = load<i32>(shape, 20);
   const softcap = load<f32>(shape, 28);
   const qRow = <usize>load<i32>(shape, 32) << 2, outRow = <usize>load<i32>(shape, 44) << 2;
-  const group = load<i32>(shape, 52), firstInGroup = load<i32>(shape, 56);
+  const group = load<i32>(shape, 48), firstInGroup = load<i32>(shape, 52);
   const head = headBytes<T>(headDim, blockTokens);
   const page = head * <usize>kvHeads;
   const headRow = <usize>headDim << 2;
@@ -449,24 +429,6 @@ function attend<T>(
       );
     }
   }
-}
-
-export function prepareFloat32(
-  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
-): void {
-  prepare<f32>(plan, shape, layer, q, k, v, rope);
-}
-
-export function prepareBfloat16(
-  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
-): void {
-  prepare<u16>(plan, shape, layer, q, k, v, rope);
-}
-
-export function prepareInt8(
-  plan: usize, shape: usize, layer: usize, q: usize, k: usize, v: usize, rope: usize,
-): void {
-  prepare<i8>(plan, shape, layer, q, k, v, rope);
 }
 
 export function attendFloat32(

@@ -132,6 +132,11 @@ export class Assembler {
     this.#vector(width, encoding(1, 1, 0x72), 6, to, from, { immediate: count });
   }
 
+  /** By as many bits as 64 bits of memory say, of which 128 are read. 64-byte vectors. */
+  shiftDwordsLeftBy(to: number, from: number, count: Memory): void {
+    this.#vector(64, encoding(1, 1, 0xf2), to, from, count, { unit: 16 });
+  }
+
   shiftDwordsRight(width: Width, to: number, from: number, count: number): void {
     this.#vector(width, encoding(1, 1, 0x72), 2, to, from, { immediate: count });
   }
@@ -160,6 +165,11 @@ export class Assembler {
   /** 16 dwords to 16 bytes, the low ones. */
   storeLowBytes(to: Memory, from: number): void {
     this.#vector(64, encoding(2, 2, 0x31), from, 0, to, { unit: 16 });
+  }
+
+  /** 16 dwords to 16 words, the low ones. */
+  storeLowWords(to: Memory, from: number): void {
+    this.#vector(64, encoding(2, 2, 0x33), from, 0, to, { unit: 32 });
   }
 
   /** The low 8 bytes. */
@@ -248,6 +258,17 @@ export class Assembler {
   /** For loops that wait for memory. */
   pause(): void {
     this.#push(0xf3, 0x90);
+  }
+
+  /** The low 16 bits. */
+  storeWord(to: Memory, from: number): void {
+    this.#push(0x66);
+    this.#general(0x89, from, to, 0);
+  }
+
+  /** The low 8 bits. */
+  storeByte(to: Memory, from: number): void {
+    this.#general(0x88, from, to, 0);
   }
 
   /** to = the address. */

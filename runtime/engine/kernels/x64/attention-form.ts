@@ -10,7 +10,10 @@ export interface AttentionForm {
   readonly dtype: 'float32' | 'bfloat16' | 'int8';
 }
 
-/** Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. */
+/**
+ * Places in the array of 64-bit values whose address is the code's argument; the rest is the code's own. `out` may be `q`: a
+ * tile's queries are read before its outputs are written, to the same places.
+ */
 export const attentionArguments = { plan: 0, layer: 1, q: 2, out: 3, work: 4 } as const;
 export const attentionSlots = {
   ...attentionArguments,

@@ -46,6 +46,7 @@ export const binary = {
   psignb: encoding(2, 1, 0x08),
   packssdw: encoding(1, 1, 0x6b),
   packsswb: encoding(1, 1, 0x63),
+  packusdw: encoding(2, 1, 0x2b),
   /** Adds to each dword four products of unsigned bytes of the first source and signed ones of the second. */
   pdpbusd: encoding(2, 1, 0x50),
   /** Adds the product of both sources. */
