@@ -162,6 +162,11 @@ export class Assembler {
     else this.#vector(width, encoding(3, 1, 0x08), to, 0, from, { immediate: 8 });
   }
 
+  /** A positive float's mantissa, from 1 to 2. */
+  mantissa(to: number, from: number): void {
+    this.#vector(64, encoding(3, 1, 0x26), to, 0, from, { immediate: 0 });
+  }
+
   /** 16 dwords to 16 bytes, the low ones. */
   storeLowBytes(to: Memory, from: number): void {
     this.#vector(64, encoding(2, 2, 0x31), from, 0, to, { unit: 16 });

@@ -1,12 +1,13 @@
 /**
  * Attention in float32 over pages of any dtype (attention-skeleton.ts): keys and values become floats as they are loaded.
  *
- * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
- * vectors, so that there are always enough sums in flight.
+ * Twelve query rows walk over a chunk together, with one or two vectors of keys or of values' columns, as there are
+ * registers; fewer rows take more vectors, so that there are always enough sums in flight.
  */
 import { at, Label, type Memory, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
 import { elementBytes } from './attention-form.ts';
 import { AttentionSkeleton } from './attention-skeleton.ts';
+import { BinaryExponential } from './vector-math.ts';
 
 export class FloatAttention extends AttentionSkeleton {
   protected override query(row: number): void {
@@ -18,13 +19,29 @@ export class FloatAttention extends AttentionSkeleton {
     }
   }
 
+  /** Weights take the scores' places. */
   protected override weights(vectors: number): void {
-    const { code, width } = this;
-    for (let i = 0; i < vectors; i++) code.store(width, at(r8, i * width), i);
+    const { code, width, work } = this;
+    const [x, n, p, highest, total] = [0, 1, 2, 3, 4];
+    const exponential = new BinaryExponential(code, width, 5);
+    exponential.emitConstants();
+    this.everyRow(() => {
+      code.broadcast(width, highest, at(r9, work.maxima));
+      code.broadcast(width, total, at(r9, work.factors));
+      code.binary(width, 'mulps', total, total, at(r10));
+      for (let i = 0; i < vectors; i++) {
+        code.load(width, x, at(r8, i * width));
+        code.binary(width, 'subps', x, x, highest);
+        exponential.emit(x, n, p);
+        code.binary(width, 'addps', total, total, x);
+        code.store(width, at(r8, i * width), x);
+      }
+      code.store(width, at(r10), total);
+    });
   }
 
-  protected override values(rows: number): void {
-    this.spans(() => this.spanValues(rows));
+  protected override chunkFactors(): void {
+    // Weights are relative to the maxima so far, so there are none.
   }
 
   private get element(): number {
@@ -33,8 +50,8 @@ export class FloatAttention extends AttentionSkeleton {
 
   /** How many vectors `rows` rows take at once, of `most`. */
   private vectors(rows: number, most: number): number {
-    const limit = this.width === 64 ? 4 : 2;
-    return [4, 3, 2].find((count) => count <= limit && count * rows <= 12 && most % count === 0) ?? 1;
+    const [limit, sums] = this.width === 64 ? [4, 24] : [2, 12];
+    return [4, 3, 2].find((count) => count <= limit && count * rows <= sums && most % count === 0) ?? 1;
   }
 
   private loadElements(to: number, from: Memory): void {
@@ -49,24 +66,23 @@ export class FloatAttention extends AttentionSkeleton {
     }
   }
 
-  /** Adds to the sums of each row what the float at `factor` makes of the vectors, which are in registers from 12 on. */
+  /** Adds to the sums of each row what the float at `factor` makes of the vectors. */
   private multiplyAdd(rows: number, vectors: number, factor: (row: number) => Memory): void {
     const code = this.code;
     for (let row = 0; row < rows; row++) {
-      if (this.width === 64 && vectors === 1) {
-        code.binaryBroadcast('fmadd231ps', row, 12, factor(row));
-        continue;
-      }
-      // The last register that there is in both instruction sets.
-      code.broadcast(this.width, 15, factor(row));
+      code.broadcast(this.width, this.scratch, factor(row));
       for (let vector = 0; vector < vectors; vector++) {
-        code.binary(this.width, 'fmadd231ps', row * vectors + vector, this.vector(vector), 15);
+        code.binary(this.width, 'fmadd231ps', row * vectors + vector, this.vector(vector), this.scratch);
       }
     }
   }
 
   private vector(index: number): number {
-    return this.width === 64 ? 16 + index : 12 + index;
+    return this.width === 64 ? 24 + index : 12 + index;
+  }
+
+  private get scratch(): number {
+    return this.width === 64 ? 28 : 15;
   }
 
   /** The keys of a span: sums over dimensions, scaled where keys are int8, to the chunk's scores. */
@@ -101,7 +117,7 @@ export class FloatAttention extends AttentionSkeleton {
     for (let d = 0; d < 4; d++) {
       for (let vector = 0; vector < vectors; vector++) {
         const from = at(r10, (d * blockTokens + vector * this.lanes) * element);
-        this.loadElements(width === 64 && vectors === 1 ? 12 : this.vector(vector), from);
+        this.loadElements(this.vector(vector), from);
       }
       this.multiplyAdd(rows, vectors, (row) => at(r11, row * headDim * 4 + d * 4));
     }
@@ -110,10 +126,10 @@ export class FloatAttention extends AttentionSkeleton {
     code.subtract(r15, 1);
     code.jumpIf('notEqual', dimension);
     for (let vector = 0; vector < vectors; vector++) {
-      if (dtype === 'int8') code.load(width, 15, at(r8, vector * width));
+      if (dtype === 'int8') code.load(width, this.scratch, at(r8, vector * width));
       for (let row = 0; row < rows; row++) {
         const sum = row * vectors + vector;
-        if (dtype === 'int8') code.binary(width, 'mulps', sum, sum, 15);
+        if (dtype === 'int8') code.binary(width, 'mulps', sum, sum, this.scratch);
         code.store(width, at(r9, row * this.chunkKeys * 4 + vector * width), sum);
       }
     }
@@ -127,81 +143,90 @@ export class FloatAttention extends AttentionSkeleton {
     code.bind(done);
   }
 
-  /** The values of a span, weighted, to the tile's outputs. */
-  private spanValues(rows: number): void {
-    const code = this.code;
-    const width = this.width;
-    const { shape, dtype } = this.form;
-    const { headDim } = shape;
-    const element = this.element;
+  protected override values(rows: number): void {
+    const { code, width, work } = this;
+    const { headDim } = this.form.shape;
     const columns = headDim / this.lanes;
     const vectors = this.vectors(rows, columns);
-    code.copy(r9, rbx);
-    code.shiftLeft(r9, 2);
-    code.addRegister(r9, rsi);
-    code.add(r9, this.work.scores);
-    if (dtype === 'int8') this.scaleWeights(rows);
-    code.copy(rax, rcx);
-    code.multiply(rax, rax, headDim * element);
-    code.addRegister(rax, rdx);
-    code.add(rax, this.head.keys);
-    const step = headDim * element;
     for (let first = 0; first < columns; first += vectors) {
-      const place = (row: number, vector: number): Memory =>
-        at(rsi, this.work.outputs + row * headDim * 4 + (first + vector) * width);
-      const sums = Array.from(
-        { length: rows * vectors },
-        (_, i) => [Math.floor(i / vectors), i % vectors] as const,
-      );
-      for (const [row, vector] of sums) code.load(width, row * vectors + vector, place(row, vector));
-      code.address(r10, at(rax, first * this.lanes * element));
-      code.copy(r11, r9);
-      code.copy(r15, rbp);
-      const key = (index: number): void => {
-        for (let vector = 0; vector < vectors; vector++) {
-          const from = at(r10, index * step + vector * this.lanes * element);
-          this.loadElements(width === 64 && vectors === 1 ? 12 : this.vector(vector), from);
+      const everySum = (
+        each: (sum: number, place: Memory) => void,
+        eachRow?: (row: number) => void,
+      ): void => {
+        for (let row = 0; row < rows; row++) {
+          eachRow?.(row);
+          for (let vector = 0; vector < vectors; vector++) {
+            const column = first + vector;
+            each(row * vectors + vector, at(rsi, work.outputs + row * headDim * 4 + column * width));
+          }
         }
-        this.multiplyAdd(rows, vectors, (row) => at(r11, row * this.chunkKeys * 4 + index * 4));
       };
-      const [four, one, done] = [new Label(), new Label(), new Label()];
-      code.bind(four);
-      code.compare(r15, 4);
-      code.jumpIf('below', one);
-      for (let index = 0; index < 4; index++) key(index);
-      code.add(r10, 4 * step);
-      code.add(r11, 16);
-      code.subtract(r15, 4);
-      code.jump(four);
-      code.bind(one);
-      code.compare(r15, 0);
-      code.jumpIf('equal', done);
-      key(0);
-      code.add(r10, step);
-      code.add(r11, 4);
-      code.subtract(r15, 1);
-      code.jump(one);
-      code.bind(done);
-      for (const [row, vector] of sums) code.store(width, place(row, vector), row * vectors + vector);
+      everySum(
+        (sum, place) => code.binary(width, 'mulps', sum, this.scratch, place),
+        (row) => code.broadcast(width, this.scratch, at(rsi, work.factors + 4 * row)),
+      );
+      this.spans(() => this.spanValues(rows, first, vectors));
+      everySum((sum, place) => code.store(width, place, sum));
     }
   }
 
-  /** Multiplies the weights at r9 by the scales of the span's values. */
+  /** The values of a span, weighted, to the sums of `vectors` columns. */
+  private spanValues(rows: number, first: number, vectors: number): void {
+    const { code, element } = this;
+    const { headDim } = this.form.shape;
+    const step = headDim * element;
+    code.copy(r11, rbx);
+    code.shiftLeft(r11, 2);
+    code.addRegister(r11, rsi);
+    code.add(r11, this.work.scores);
+    if (this.form.dtype === 'int8' && first === 0) this.scaleWeights(rows);
+    code.copy(r10, rcx);
+    code.multiply(r10, r10, step);
+    code.addRegister(r10, rdx);
+    code.add(r10, this.head.keys + first * this.lanes * element);
+    const key = (index: number): void => {
+      for (let vector = 0; vector < vectors; vector++) {
+        this.loadElements(this.vector(vector), at(r10, index * step + vector * this.lanes * element));
+      }
+      this.multiplyAdd(rows, vectors, (row) => at(r11, row * this.chunkKeys * 4 + index * 4));
+    };
+    const [four, one, done] = [new Label(), new Label(), new Label()];
+    code.bind(four);
+    code.compare(rbp, 4);
+    code.jumpIf('below', one);
+    for (let index = 0; index < 4; index++) key(index);
+    code.add(r10, 4 * step);
+    code.add(r11, 16);
+    code.subtract(rbp, 4);
+    code.jump(four);
+    code.bind(one);
+    code.compare(rbp, 0);
+    code.jumpIf('equal', done);
+    key(0);
+    code.add(r10, step);
+    code.add(r11, 4);
+    code.subtract(rbp, 1);
+    code.jump(one);
+    code.bind(done);
+  }
+
+  /** Multiplies the weights at r11 by the scales of the span's values. */
   private scaleWeights(rows: number): void {
     const code = this.code;
-    const width = this.width;
+    const { width, scratch } = this;
+    const scale = this.vector(0);
     const [next, done] = [new Label(), new Label()];
     code.copy(r8, rcx);
     code.shiftLeft(r8, 2);
     code.addRegister(r8, rdx);
     code.add(r8, this.head.scales + 4 * this.form.blockTokens);
-    code.copy(r10, r9);
+    code.copy(r10, r11);
     code.copy(r15, rbp);
     code.bind(next);
-    code.load(width, 0, at(r8));
+    code.load(width, scale, at(r8));
     for (let row = 0; row < rows; row++) {
-      code.binary(width, 'mulps', 1, 0, at(r10, row * this.chunkKeys * 4));
-      code.store(width, at(r10, row * this.chunkKeys * 4), 1);
+      code.binary(width, 'mulps', scratch, scale, at(r10, row * this.chunkKeys * 4));
+      code.store(width, at(r10, row * this.chunkKeys * 4), scratch);
     }
     code.compare(r15, this.lanes);
     code.jumpIf('belowOrEqual', done);

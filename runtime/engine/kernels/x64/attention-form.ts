@@ -46,7 +46,7 @@ export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean
   return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
 }
 
-/** Vectors of keys whose weights the softmax holds in registers at once. */
+/** Vectors of keys in a chunk. */
 export const chunkVectors = 8;
 export const chunkKeysOf = (width: 32 | 64): number => (chunkVectors * width) / 4;
 
@@ -57,21 +57,23 @@ const places = {
   outputs: (headDim: number) => tileRows * headDim * 4,
   /** [rows, keys of a chunk]. */
   scores: () => tileRows * chunkKeysOf(64) * 4,
-  /** The rest is a number for each row: its end and one before its start, its running maximum and sum. */
+  /** [rows, lanes]: what each lane of the weights sums up to. */
+  sums: () => tileRows * 64,
+  /** The rest is a number for each row: its end and one before its start, its maximum so far and in the chunk. */
   ends: () => 64,
   starts: () => 64,
   maxima: () => 64,
-  sums: () => 64,
-  /** For integers alone: what a query's step stands for, what its products are centred by; the same of its weights. */
+  chunkMaxima: () => 64,
+  /** What sums and outputs so far are multiplied by, as the maximum has grown. */
+  factors: () => 64,
+  /** For integers alone: the chunk's factors; what a query's step stands for, what its products are centred by. */
+  chunkFactors: () => 64,
   querySteps: () => 64,
   queryCentres: () => 64,
-  weightSteps: () => 64,
-  weightCentres: () => 64,
-  /** [keys of a chunk]. */
-  valueSteps: () => chunkKeysOf(64) * 4,
-  /** [rows, keys of a chunk] bytes each. */
-  highWeights: () => tileRows * chunkKeysOf(64),
-  lowWeights: () => tileRows * chunkKeysOf(64),
+  /** [keys of a chunk]: one divided by the step of the key's value. */
+  valueInverses: () => chunkKeysOf(64) * 4,
+  /** [rows, keys of a chunk] bytes. */
+  weights: () => tileRows * chunkKeysOf(64),
 } as const;
 
 export type WorkPlaces = Readonly<Record<keyof typeof places, number>>;

@@ -1,21 +1,25 @@
 /**
  * Attention in integers over pages of int8 (attention-skeleton.ts), four products of bytes an instruction: queries are
- * quantized to int8, a step each, and weights, times the steps of their values, to 14 bits, a step for each chunk. Keys and
+ * quantized to int8, a step each, and weights, times the steps of their values, to 8 bits, a step for each chunk. Keys and
  * values lie in fours of what is summed over: keys [headDim / 4][tokens][4], values [tokens / 4][headDim][4].
  *
- * The instruction takes unsigned bytes on one side: keys and values are moved up by 128 as they are loaded, and what that
- * adds is taken off by a number for each row.
+ * Scores have the logarithms of values' steps added, so that their exponentials are weights times steps, and the largest
+ * of a chunk is 255; sums of weights take the steps off again.
+ *
+ * The instruction takes unsigned bytes on one side: keys are moved up by 128 as they are loaded, and what that adds is
+ * taken off by a number for each row.
  */
-import { at, Label, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
-import { tileRows } from './attention-form.ts';
-import { AttentionSkeleton } from './attention-skeleton.ts';
-import { emitEverywhere } from './vector-math.ts';
 
-const registers = { vector: 24, sign: 28, a: 29, b: 30 } as const;
+import type { Memory } from './assembler.ts';
+import { at, Label, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
+import { AttentionSkeleton } from './attention-skeleton.ts';
+import { BinaryExponential, emitBinaryLogarithm, emitEverywhere } from './vector-math.ts';
+
+const registers = { vector: 24, sign: 28, a: 29, b: 30, weight: 31 } as const;
 const signs = Int32Array.of(0x80808080 | 0);
-/** Halves of weights are 0 to 127. */
-const weightBits = 14;
-const mostWeight = 2 ** weightBits - 1;
+const mostWeight = 255;
+/** Steps of values beyond are taken for these: there is nothing so small, and of tokens that are not there yet anything. */
+const valueSteps = { least: 1e-20, most: 1e20 };
 
 export class Int8Attention extends AttentionSkeleton {
   protected override query(row: number): void {
@@ -30,7 +34,7 @@ export class Int8Attention extends AttentionSkeleton {
       if (i > 0) code.binary(64, 'maxps', largest, largest, scratch);
     }
     emitEverywhere(code, 64, 'maxps', largest, scratch);
-    this.#steps(largest, inverse, scratch, 127, work.querySteps + 4 * row);
+    this.#steps(largest, inverse, scratch, work.querySteps + 4 * row);
     for (let i = 0; i < count; i++) {
       code.binary(64, 'mulps', i, i, inverse);
       code.unary(64, 'cvtps2dq', i, i);
@@ -42,14 +46,14 @@ export class Int8Attention extends AttentionSkeleton {
   }
 
   /** The register of largest values becomes steps, which go to `place` at rsi; their inverses go to a register. */
-  #steps(largest: number, inverse: number, scratch: number, most: number, place: number): void {
+  #steps(largest: number, inverse: number, scratch: number, place: number): void {
     const { code } = this;
     // The smallest largest value that is told from zero.
     code.broadcastConstant(64, scratch, Float32Array.of(1e-30));
     code.binary(64, 'maxps', largest, largest, scratch);
-    code.broadcastConstant(64, scratch, Float32Array.of(most));
+    code.broadcastConstant(64, scratch, Float32Array.of(127));
     code.binary(64, 'divps', inverse, scratch, largest);
-    code.broadcastConstant(64, scratch, Float32Array.of(1 / most));
+    code.broadcastConstant(64, scratch, Float32Array.of(1 / 127));
     code.binary(64, 'mulps', largest, largest, scratch);
     code.storeFloatWide(at(rsi, place), largest);
   }
@@ -104,21 +108,15 @@ export class Int8Attention extends AttentionSkeleton {
     code.subtract(r15, 1);
     code.jumpIf('notEqual', dimension);
     for (let vector = 0; vector < vectors; vector++) {
+      this.#valueSteps(at(r8, 4 * blockTokens + 64 * vector), at(r9, work.valueInverses + 64 * vector));
       code.load(64, registers.a, at(r8, 64 * vector));
       for (let row = 0; row < rows; row++) {
         const register = sum(row, vector);
         code.unary(64, 'cvtdq2ps', register, register);
-        code.binary(64, 'mulps', register, register, registers.a);
         code.binaryBroadcast('mulps', register, register, at(rsi, work.querySteps + 4 * row));
+        code.binary(64, 'fmadd213ps', register, registers.a, registers.b);
         code.store(64, at(r9, work.scores + row * chunkKeys * 4 + vector * 64), register);
       }
-      // Steps of values that are not there yet may be anything; weights are zero there, and so must products be.
-      code.load(64, registers.a, at(r8, 4 * blockTokens + 64 * vector));
-      code.binary(64, 'pxor', registers.b, registers.b, registers.b);
-      code.binary(64, 'maxps', registers.a, registers.a, registers.b);
-      code.broadcastConstant(64, registers.b, Float32Array.of(1e30));
-      code.binary(64, 'minps', registers.a, registers.a, registers.b);
-      code.store(64, at(r9, work.valueSteps + vector * 64), registers.a);
     }
     code.compare(rbp, keys);
     code.jumpIf('belowOrEqual', done);
@@ -130,85 +128,115 @@ export class Int8Attention extends AttentionSkeleton {
     code.bind(done);
   }
 
+  /** Logarithms of the steps of values go to registers.b, inverses to memory. */
+  #valueSteps(from: Memory, inverses: Memory): void {
+    const { code } = this;
+    const { a, b, vector, weight } = registers;
+    code.load(64, a, from);
+    // Of two of which one is no number this gives the second.
+    code.broadcastConstant(64, b, Float32Array.of(valueSteps.least));
+    code.binary(64, 'maxps', a, a, b);
+    code.broadcastConstant(64, b, Float32Array.of(valueSteps.most));
+    code.binary(64, 'minps', a, a, b);
+    code.unary(64, 'rcp14ps', b, a);
+    code.store(64, inverses, b);
+    emitBinaryLogarithm(code, b, a, [vector, weight]);
+  }
+
   protected override weights(vectors: number): void {
     const { code, work, chunkKeys } = this;
-    const [largest, total, scratch, inverse, low, lowBits] = [16, 17, 18, 19, 20, 21];
-    // The row's index is what r9 is past the ends, in fours.
-    code.copy(r11, r9);
-    code.subtractRegister(r11, rsi);
-    code.subtract(r11, work.ends);
-    code.copy(r15, r11);
-    code.multiply(r15, r15, chunkKeys / 4);
-    code.addRegister(r15, rsi);
-    for (let i = 0; i < vectors; i++) {
-      code.binary(64, 'mulps', i, i, at(rsi, work.valueSteps + 64 * i));
-      if (i === 0) code.move(64, largest, i);
-      else code.binary(64, 'maxps', largest, largest, i);
-    }
-    emitEverywhere(code, 64, 'maxps', largest, scratch);
-    code.addRegister(r11, rsi);
-    code.copy(rax, rsi);
-    code.copy(rsi, r11);
-    this.#steps(largest, inverse, scratch, mostWeight, work.weightSteps);
-    code.copy(rsi, rax);
-    code.broadcastConstant(64, lowBits, Int32Array.of(127));
-    for (let i = 0; i < vectors; i++) {
-      code.binary(64, 'mulps', i, i, inverse);
-      code.unary(64, 'cvtps2dq', i, i);
-      if (i === 0) code.move(64, total, i);
-      else code.binary(64, 'paddd', total, total, i);
-      code.binary(64, 'pand', low, i, lowBits);
-      code.storeLowBytes(at(r15, work.lowWeights + 16 * i), low);
-      code.shiftDwordsRight(64, i, i, weightBits / 2);
-      code.storeLowBytes(at(r15, work.highWeights + 16 * i), i);
-    }
-    code.copy(rsi, r11);
-    this.#centre(total, scratch, work.weightCentres);
-    code.copy(rsi, rax);
+    const [highest, total, places, n, p, constants] = [8, 9, 10, 11, 12, 13];
+    const exponential = new BinaryExponential(code, 64, constants, {
+      precision: 'coarse',
+      scale: mostWeight,
+    });
+    exponential.emitConstants();
+    // Packing leaves fours of a vector in every fourth place.
+    const order = Int32Array.from({ length: 16 }, (_, i) => (i % 4) * 4 + Math.floor(i / 4));
+    code.loadConstant(64, places, new Uint8Array(order.buffer));
+    code.address(rax, at(rsi, work.weights));
+    this.everyRow(() => {
+      code.broadcast(64, highest, at(r9, work.chunkMaxima));
+      for (let i = 0; i < vectors; i++) {
+        const x = i % 4;
+        code.load(64, x, at(r8, 64 * i));
+        code.binary(64, 'subps', x, x, highest);
+        exponential.emit(x, n, p);
+        if (i === 0) code.binary(64, 'mulps', total, x, at(rsi, work.valueInverses));
+        else code.binary(64, 'fmadd231ps', total, x, at(rsi, work.valueInverses + 64 * i));
+        code.unary(64, 'cvtps2dq', x, x);
+        if (x < 3 && i < vectors - 1) continue;
+        code.binary(64, 'packusdw', 0, 0, 1);
+        // Where there are but two, what stands for the others is not read.
+        if (x === 3) code.binary(64, 'packusdw', 2, 2, 3);
+        code.binary(64, 'packuswb', 0, 0, 2);
+        code.binary(64, 'permd', 0, places, 0);
+        code.store(64, at(rax, 16 * (i - x)), 0);
+      }
+      code.binaryBroadcast('mulps', total, total, at(r9, work.chunkFactors));
+      code.load(64, n, at(r10));
+      code.binaryBroadcast('fmadd231ps', total, n, at(r9, work.factors));
+      code.store(64, at(r10), total);
+      code.add(rax, chunkKeys);
+    });
+  }
+
+  /** Weights are relative to the chunk's maxima. */
+  protected override chunkFactors(
+    { chunk, highest, free: [n, p] }: Parameters<AttentionSkeleton['chunkFactors']>[0],
+    exponential: BinaryExponential,
+    byte: number,
+  ): void {
+    const { code, work } = this;
+    code.binary(64, 'subps', chunk, chunk, highest);
+    exponential.emit(chunk, n, p);
+    code.store(64, at(rsi, work.chunkFactors + byte), chunk);
   }
 
   protected override values(rows: number): void {
     const { code, work, chunkKeys } = this;
     const { headDim } = this.form.shape;
-    const high = (row: number): number => row;
-    const low = (row: number): number => tileRows + row;
-    for (let column = 0; column < headDim; column += 16) {
-      for (let row = 0; row < rows; row++) {
-        code.binary(64, 'pxor', high(row), high(row), high(row));
-        code.broadcast(64, low(row), at(rsi, work.weightCentres + 4 * row));
-      }
-      code.broadcastConstant(64, registers.sign, signs);
+    const columns = headDim / 16;
+    const vectors = [4, 2].find((count) => count * rows <= 24 && columns % count === 0) ?? 1;
+    const sum = (row: number, vector: number): number => row * vectors + vector;
+    for (let first = 0; first < columns; first += vectors) {
+      for (let i = 0; i < rows * vectors; i++) code.binary(64, 'pxor', i, i, i);
       this.spans(() => {
-        // rcx is a multiple of 4: bytes before a token are headDim times its place.
-        code.copy(rax, rcx);
-        code.multiply(rax, rax, headDim);
-        code.addRegister(rax, rdx);
-        code.add(rax, this.head.keys + column * 4);
-        code.copy(r11, rbx);
+        // rcx is a multiple of 16: bytes before a token are headDim times its place.
+        code.multiply(rcx, rcx, headDim);
+        code.addRegister(rdx, rcx);
+        code.add(rdx, this.head.keys + first * 64);
+        code.address(r11, at(rbx));
         code.addRegister(r11, rsi);
-        code.add(rbp, 3);
-        code.shiftRight(rbp, 2);
         const next = new Label();
         code.bind(next);
-        code.binary(64, 'pxor', registers.vector, registers.sign, at(rax));
-        for (let row = 0; row < rows; row++) {
-          const place = row * chunkKeys;
-          code.binaryBroadcast('pdpbusd', high(row), registers.vector, at(r11, work.highWeights + place));
-          code.binaryBroadcast('pdpbusd', low(row), registers.vector, at(r11, work.lowWeights + place));
+        // Of the tokens that are not there weights are zero.
+        for (let four = 0; four < 4; four++) {
+          for (let vector = 0; vector < vectors; vector++) {
+            code.load(64, registers.vector + vector, at(rdx, four * headDim * 4 + 64 * vector));
+          }
+          for (let row = 0; row < rows; row++) {
+            code.broadcast(64, registers.weight, at(r11, work.weights + row * chunkKeys + 4 * four));
+            for (let vector = 0; vector < vectors; vector++) {
+              code.binary(64, 'pdpbusd', sum(row, vector), registers.weight, registers.vector + vector);
+            }
+          }
         }
-        code.add(rax, headDim * 4);
-        code.add(r11, 4);
-        code.subtract(rbp, 1);
-        code.jumpIf('notEqual', next);
+        code.add(rdx, headDim * 16);
+        code.add(r11, 16);
+        code.subtract(rbp, 16);
+        code.jumpIf('above', next);
       });
       for (let row = 0; row < rows; row++) {
-        const place = at(rsi, work.outputs + (row * headDim + column) * 4);
-        code.shiftDwordsLeft(64, high(row), high(row), weightBits / 2);
-        code.binary(64, 'paddd', low(row), low(row), high(row));
-        code.unary(64, 'cvtdq2ps', low(row), low(row));
-        code.load(64, registers.a, place);
-        code.binaryBroadcast('fmadd231ps', registers.a, low(row), at(rsi, work.weightSteps + 4 * row));
-        code.store(64, place, registers.a);
+        for (let vector = 0; vector < vectors; vector++) {
+          const register = sum(row, vector);
+          const place = at(rsi, work.outputs + (row * headDim + (first + vector) * 16) * 4);
+          code.unary(64, 'cvtdq2ps', register, register);
+          code.binaryBroadcast('mulps', register, register, at(rsi, work.chunkFactors + 4 * row));
+          code.load(64, registers.a, place);
+          code.binaryBroadcast('fmadd231ps', register, registers.a, at(rsi, work.factors + 4 * row));
+          code.store(64, place, register);
+        }
       }
     }
   }

@@ -7,79 +7,18 @@
  * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
  * vectors, so that there are always enough sums in flight.
  */
-import assert from 'node:assert';
 import { headsOfKv } from '../attention-reference.ts';
-import {
-  Assembler,
-  at,
-  Label,
-  type Memory,
-  r8,
-  r9,
-  r10,
-  r12,
-  r13,
-  r14,
-  r15,
-  rax,
-  rbp,
-  rbx,
-  rcx,
-  rdi,
-  rdx,
-  rsi,
-} from './assembler.ts';
-import {
-  type AttentionForm,
-  attentionArgumentWords,
-  attentionSlots,
-  chunkKeysOf,
-  chunkVectors,
-  elementBytes,
-  hasAttentionCode,
-  layOutWork,
-  tileRows,
-  type WorkPlaces,
-} from './attention-form.ts';
-import type { InstructionSet } from './processor.ts';
-import { emitBinaryExponential, emitEverywhere } from './vector-math.ts';
+import { at, Label, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
+import { elementBytes, tileRows } from './attention-form.ts';
+import { AttentionSoftmax, leastScore } from './attention-softmax.ts';
+import { emitEverywhere } from './vector-math.ts';
 
-const masked = -1e30;
-const maskedVectors = [2, 4, chunkVectors];
-
-export abstract class AttentionSkeleton {
-  protected readonly code = new Assembler();
-  protected readonly form: AttentionForm;
-  protected readonly width: 32 | 64;
-  protected readonly chunkKeys: number;
-  protected readonly work: WorkPlaces;
-  /** For chunks of which every row sees every key, and for the others, by how many vectors of keys they have at most. */
-  protected readonly softmax = {
-    whole: new Label(),
-    masked: maskedVectors.map((vectors) => ({ vectors, label: new Label() })),
-  };
-
-  constructor(form: AttentionForm, instructions: InstructionSet) {
-    assert(hasAttentionCode(form));
-    this.form = form;
-    this.width = instructions === 'avx512' ? 64 : 32;
-    this.chunkKeys = chunkKeysOf(this.width);
-    this.work = layOutWork(form.shape.headDim).work;
-  }
-
-  protected get lanes(): number {
-    return this.width / 4;
-  }
-
+export abstract class AttentionSkeleton extends AttentionSoftmax {
   /** Bytes of a head's keys in a page, of its keys and values, and of all. */
   protected get head(): { readonly keys: number; readonly scales: number; readonly bytes: number } {
     const { shape, blockTokens, dtype } = this.form;
     const keys = shape.headDim * blockTokens * elementBytes[dtype];
     return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
-  }
-
-  protected slot(name: keyof typeof attentionSlots): Memory {
-    return at(rdi, 8 * attentionSlots[name]);
   }
 
   finish(): Uint8Array {
@@ -109,8 +48,7 @@ export abstract class AttentionSkeleton {
     code.zeroUpper();
     for (const register of saved.reverse()) code.pop(register);
     code.return();
-    this.emitSoftmax('whole', this.softmax.whole, chunkVectors);
-    for (const { vectors, label } of this.softmax.masked) this.emitSoftmax('masked', label, vectors);
+    this.emitSoftmax();
     return code.finish();
   }
 
@@ -284,8 +222,8 @@ export abstract class AttentionSkeleton {
     });
     code.binary(width, 'pxor', 0, 0, 0);
     for (let byte = 0; byte < rows * rowBytes; byte += width) code.store(width, at(rsi, outputs + byte), 0);
-    for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, sums + byte), 0);
-    code.broadcastConstant(width, 0, Float32Array.of(masked));
+    for (let byte = 0; byte < rows * 64; byte += width) code.store(width, at(rsi, sums + byte), 0);
+    code.broadcastConstant(width, 0, Float32Array.of(leastScore));
     for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, maxima + byte), 0);
     const [chunk, done, below] = [new Label(), new Label(), new Label()];
     code.bind(chunk);
@@ -305,7 +243,8 @@ export abstract class AttentionSkeleton {
     code.bind(done);
     code.broadcastConstant(width, 1, Float32Array.of(1));
     this.walk(rows, ['outAt', 'outPosition', 'outWithin'], (row) => {
-      code.broadcast(width, 0, at(rsi, sums + 4 * row));
+      code.load(width, 0, at(rsi, sums + 64 * row));
+      emitEverywhere(code, width, 'addps', 0, 2);
       code.binary(width, 'divps', 0, 1, 0);
       for (let byte = 0; byte < rowBytes; byte += width) {
         code.binary(width, 'mulps', 2, 0, at(rsi, outputs + row * rowBytes + byte));
@@ -318,37 +257,8 @@ export abstract class AttentionSkeleton {
   protected abstract query(row: number): void;
   /** Scores of a span's keys, as `spans` tells it, to the chunk's. */
   protected abstract scores(rows: number): void;
-  /** What the softmax makes of a row, in the first `vectors` registers: r8 is its place among scores, r9 among ends. */
-  protected abstract weights(vectors: number): void;
-  /** Adds the chunk's values, weighted, to the tile's outputs. */
+  /** Brings the tile's outputs up to date: times their rows' factors, and the chunk's values, weighted. */
   protected abstract values(rows: number): void;
-
-  protected callSoftmax(rows: number): void {
-    const code = this.code;
-    const [some, done] = [new Label(), new Label()];
-    code.set(rbp, rows);
-    if (this.form.shape.window === 0) {
-      // The first row ends before the others.
-      code.address(rax, at(r12, this.chunkKeys));
-      code.loadDword(rcx, at(rsi, this.work.ends));
-      code.compareRegisters(rcx, rax);
-      code.jumpIf('below', some);
-      code.call(this.softmax.whole);
-      code.jump(done);
-    }
-    code.bind(some);
-    const { masked } = this.softmax;
-    for (const { vectors, label } of masked.slice(0, -1)) {
-      const more = new Label();
-      code.compare(r14, vectors * this.lanes);
-      code.jumpIf('above', more);
-      code.call(label);
-      code.jump(done);
-      code.bind(more);
-    }
-    code.call(masked.at(-1)!.label);
-    code.bind(done);
-  }
 
   /**
    * The pages of the chunk at r12, of which r14 keys count. For each: rbx its first key within the chunk, rbp how many
@@ -383,88 +293,5 @@ export abstract class AttentionSkeleton {
     code.add(rbx, span);
     code.compareRegisters(rbx, r14);
     code.jumpIf('below', next);
-  }
-
-  /**
-   * A function of rbp rows: their scores of the chunk at r12 become weights, their maxima, sums and outputs are brought up
-   * to date.
-   */
-  protected emitSoftmax(kind: 'whole' | 'masked', label: Label, vectors: number): void {
-    const code = this.code;
-    const width = this.width;
-    const { headDim } = this.form.shape;
-    const { scores, ends, starts, maxima, sums, outputs } = this.work;
-    const [end, start, highest, total, factor, scratch, exponent, constant] = [8, 9, 10, 11, 12, 13, 14, 15];
-    code.bind(label);
-    code.address(r8, at(rsi, scores));
-    code.address(r9, at(rsi, ends));
-    code.address(r10, at(rsi, outputs));
-    code.storeQuadword(at(rdi, 8 * (attentionArgumentWords - 1)), r12);
-    const row = new Label();
-    code.bind(row);
-    if (kind === 'masked') {
-      // Places of the chunk's keys: more than start, less than end.
-      code.broadcast(width, scratch, at(rdi, 8 * (attentionArgumentWords - 1)));
-      code.broadcast(width, end, at(r9));
-      code.broadcast(width, start, at(r9, starts - ends));
-      code.binary(width, 'psubd', end, end, scratch);
-      code.binary(width, 'psubd', start, start, scratch);
-      code.broadcastConstant(width, factor, Float32Array.of(masked));
-    }
-    for (let i = 0; i < vectors; i++) {
-      if (kind === 'whole') code.load(width, i, at(r8, i * width));
-      else this.maskedLoad(i, [end, start, scratch, exponent, factor]);
-      if (i === 0) code.move(width, highest, 0);
-      else code.binary(width, 'maxps', highest, highest, i);
-    }
-    emitEverywhere(code, width, 'maxps', highest, scratch);
-    code.broadcast(width, factor, at(r9, maxima - ends));
-    code.binary(width, 'maxps', highest, highest, factor);
-    code.storeFloat(at(r9, maxima - ends), highest);
-    code.binary(width, 'subps', factor, factor, highest);
-    emitBinaryExponential(code, width, factor, [scratch, exponent, constant]);
-    code.binary(width, 'pxor', total, total, total);
-    for (let i = 0; i < vectors; i++) {
-      code.binary(width, 'subps', i, i, highest);
-      emitBinaryExponential(code, width, i, [scratch, exponent, constant]);
-      code.binary(width, 'addps', total, total, i);
-    }
-    this.weights(vectors);
-    emitEverywhere(code, width, 'addps', total, scratch);
-    code.broadcast(width, scratch, at(r9, sums - ends));
-    code.binary(width, 'fmadd231ps', total, scratch, factor);
-    code.storeFloat(at(r9, sums - ends), total);
-    for (let byte = 0; byte < headDim * 4; byte += width) {
-      code.binary(width, 'mulps', 0, factor, at(r10, byte));
-      code.store(width, at(r10, byte), 0);
-    }
-    code.add(r8, this.chunkKeys * 4);
-    code.add(r9, 4);
-    code.add(r10, headDim * 4);
-    code.subtract(rbp, 1);
-    code.jumpIf('notEqual', row);
-    code.return();
-  }
-
-  /** The scores of vector `i` at r8, those that are not seen as small as can be. */
-  protected maskedLoad(i: number, registers: readonly [number, number, number, number, number]): void {
-    const code = this.code;
-    const width = this.width;
-    const [end, start, scratch, more, least] = registers;
-    const places = Int32Array.from({ length: this.lanes }, (_, lane) => i * this.lanes + lane);
-    code.loadConstant(width, scratch, new Uint8Array(places.buffer));
-    if (width === 64) {
-      code.greaterMask(1, end, scratch);
-      code.greaterMask(1, scratch, start, 1);
-      code.move(64, i, least);
-      code.loadMerging(i, at(r8, i * width), 1);
-      return;
-    }
-    code.binary(32, 'pcmpgtd', more, end, scratch);
-    code.binary(32, 'pcmpgtd', scratch, scratch, start);
-    code.binary(32, 'pand', more, more, scratch);
-    code.binary(32, 'pand', i, more, at(r8, i * width));
-    code.binary(32, 'pandn', more, more, least);
-    code.binary(32, 'por', i, i, more);
   }
 }

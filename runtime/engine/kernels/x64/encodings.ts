@@ -46,7 +46,11 @@ export const binary = {
   psignb: encoding(2, 1, 0x08),
   packssdw: encoding(1, 1, 0x6b),
   packsswb: encoding(1, 1, 0x63),
+  /** Within 16 bytes each: dwords, then words, of both sources with as many bits but no sign, saturated. */
   packusdw: encoding(2, 1, 0x2b),
+  packuswb: encoding(1, 1, 0x67),
+  /** Dwords of the second source, at the places that the first names; 64-byte vectors. */
+  permd: encoding(2, 1, 0x36),
   /** Adds to each dword four products of unsigned bytes of the first source and signed ones of the second. */
   pdpbusd: encoding(2, 1, 0x50),
   /** Adds the product of both sources. */
@@ -72,5 +76,9 @@ export const unary = {
   /** Signed bytes, of a quarter as many bytes, to dwords. */
   pmovsxbd: encoding(2, 1, 0x21),
   sqrtps: encoding(1, 0, 0x51),
+  /** The exponent, as a float, of a positive float; 64-byte vectors, as what follows. */
+  getexpps: encoding(2, 1, 0x42),
+  /** About one divided by it, to 14 bits. */
+  rcp14ps: encoding(2, 1, 0x4c),
 } as const;
 export type Unary = keyof typeof unary;
