@@ -5,14 +5,20 @@
 import { addressOf, type Pointer } from '../../ort/library.ts';
 import { placeCode } from '../../ort/native-code.ts';
 import { type GroupForm, groupBytesOf, groupOutputs, groupsOf } from '../../weights/column-groups.ts';
-import { blockProductCode, productArguments } from './x64/block-product.ts';
+import { blockProductCode, type ProductForm, productArguments } from './x64/block-product.ts';
+import { wideFormOf } from './x64/group-expansion.ts';
 import type { InstructionSet } from './x64/processor.ts';
-import { type ProductPart, productNodeCode } from './x64/product-node.ts';
+import { type ProductPart, type ProductWay, productNodeCode } from './x64/product-node.ts';
 import { factBytes, quantizeRowsCode, type RowForm } from './x64/row-blocks.ts';
 
 /** Values of the rows that one pass multiplies: what the processor keeps near while weights stream by. */
 const passBytes = 256 * 2 ** 10;
+/** More where each pass expands all groups. */
+const widePassBytes = 512 * 2 ** 10;
 const leastPassRows = 16;
+
+/** From so many rows on, groups are expanded: that costs about as much as it saves with twelve rows. */
+export const leastWideRows = 48;
 
 export interface BlockMatrix {
   readonly inputs: number;
@@ -25,7 +31,7 @@ export interface BlockMatrix {
 export class BlockProducts {
   readonly #instructions: InstructionSet;
   readonly #placed = new Map<string, Pointer>();
-  readonly #room = { values: new Room(), facts: new Room() };
+  readonly #room = { values: new Room(), facts: new Room(), expanded: new Room() };
   /** Arguments of the parts, read by their address. */
   readonly #arguments: BigUint64Array[] = [];
 
@@ -38,12 +44,8 @@ export class BlockProducts {
    * [rows, outputs] of each part.
    */
   kernel({ inputs, form, outputs }: BlockMatrix): Pointer {
-    const { blocks, blockSize, bits, twice = false } = form;
-    const rowForm: RowForm = { inputs, blockSize, centre: 2 ** (bits - 1), twice };
-    const rowBytes = blocks * blockSize;
-    const passRows = Math.max(leastPassRows, Math.floor(passBytes / rowBytes));
-    this.#room.values.grow(passRows * rowBytes);
-    this.#room.facts.grow(passRows * blocks * factBytes);
+    const wide = this.#instructions === 'avx512' ? wideFormOf(form) : undefined;
+    if (wide !== undefined) this.#room.expanded.grow(groupBytesOf(wide));
     let groups = 0;
     const parts = outputs.map((count): ProductPart => {
       const offset = groups * groupBytesOf(form);
@@ -53,14 +55,36 @@ export class BlockProducts {
     return placeCode(
       productNodeCode({
         inputs,
-        passRows,
         parts,
-        valuesCell: this.#room.values.cell,
-        factsCell: this.#room.facts.cell,
-        quantize: this.#once(rowForm, quantizeRowsCode),
-        product: this.#once(form, blockProductCode),
+        cells: {
+          values: this.#room.values.cell,
+          facts: this.#room.facts.cell,
+          expanded: this.#room.expanded.cell,
+        },
+        way: this.#way(inputs, { stored: form, wide: null }),
+        wide:
+          wide === undefined
+            ? null
+            : { ...this.#way(inputs, { stored: form, wide }), leastRows: leastWideRows },
       }),
     );
+  }
+
+  #way(inputs: number, form: ProductForm): ProductWay {
+    const { blocks, blockSize, bits, twice = false } = form.wide ?? form.stored;
+    const rowForm: RowForm = { inputs, blockSize, centre: 2 ** (bits - 1), twice };
+    const rowBytes = blocks * blockSize;
+    const passRows = Math.max(
+      leastPassRows,
+      Math.floor((form.wide === null ? passBytes : widePassBytes) / rowBytes),
+    );
+    this.#room.values.grow(passRows * rowBytes);
+    this.#room.facts.grow(passRows * blocks * factBytes);
+    return {
+      passRows,
+      quantize: this.#once(rowForm, quantizeRowsCode),
+      product: this.#once(form, blockProductCode),
+    };
   }
 
   /** What of a part's arguments is the same at each call. */

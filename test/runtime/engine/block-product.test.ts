@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { BlockProducts } from '../../../runtime/engine/kernels/block-product.ts';
+import { BlockProducts, leastWideRows } from '../../../runtime/engine/kernels/block-product.ts';
 import { TableRows } from '../../../runtime/engine/kernels/table-rows.ts';
+import { wideFormOf } from '../../../runtime/engine/kernels/x64/group-expansion.ts';
 import {
   availableInstructionSets,
   chooseInstructionSet,
@@ -64,6 +65,8 @@ interface Matrix {
   readonly groups: Uint8Array;
   /** [outputs, blocks * blockSize] of each part. */
   readonly dense: readonly Float32Array[];
+  /** The same with the least and the largest that each weight's block can hold. */
+  readonly extremes: readonly (readonly [Float32Array, Float32Array])[];
 }
 
 function matrixOf(each: Case, next: () => number): Matrix {
@@ -97,9 +100,12 @@ function matrixOf(each: Case, next: () => number): Matrix {
         ? { zeros: Uint8Array.from({ length: outputs * Math.ceil((blocks * bits) / 8) }, () => next() * 256) }
         : {}),
     };
+    const all = (packed: Uint8Array): Float32Array =>
+      dequantize({ ...bytes, packed }, { outputs, inputs: stored, bits, blockSize });
     return {
       packed: packGroups(form, bytes, outputs),
-      dense: dequantize(bytes, { outputs, inputs: stored, bits, blockSize }),
+      dense: all(bytes.packed),
+      extremes: [all(bytes.packed.map(() => 0)), all(bytes.packed.map(() => 255))] as const,
     };
   });
   const groups = new Uint8Array(parts.reduce((sum, { packed }) => sum + packed.length, 0));
@@ -108,11 +114,19 @@ function matrixOf(each: Case, next: () => number): Matrix {
     groups.set(packed, end);
     end += packed.length;
   }
-  return { form, groups, dense: parts.map(({ dense }) => dense) };
+  return {
+    form,
+    groups,
+    dense: parts.map(({ dense }) => dense),
+    extremes: parts.map(({ extremes }) => extremes),
+  };
 }
 
 /** Rows whose blocks are whole steps of 1/127 of their largest value, which is there: quantizing them loses nothing. */
-function exactRows({ inputs, blockSize, rows }: Case, next: () => number): Float32Array {
+function exactRows(
+  { inputs, blockSize, rows }: Pick<Case, 'inputs' | 'blockSize' | 'rows'>,
+  next: () => number,
+): Float32Array {
   return Float32Array.from({ length: rows * inputs }, (_, i) => {
     const place = (i % inputs) % blockSize;
     return place === 0 ? 127 / 64 : Math.round(next() * 254 - 127) / 64;
@@ -212,11 +226,16 @@ for (const instructions of availableInstructionSets()) {
     return out.map((each) => each.subarray(0, -1));
   };
 
+  /** Whether products with so many rows are those of expanded groups. */
+  const isWide = ({ rows }: Case, { form }: Matrix): boolean =>
+    instructions === 'avx512' && rows >= leastWideRows && wideFormOf(form) !== undefined;
+
   test(`${instructions}: products equal those of the dense matrix, for random sizes and forms`, () => {
     fc.assert(
-      fc.property(cases, (each) => {
-        const next = random(each.seed);
-        const matrix = matrixOf(each, next);
+      fc.property(cases, (any) => {
+        const next = random(any.seed);
+        const matrix = matrixOf(any, next);
+        const each = isWide(any, matrix) ? { ...any, rows: any.rows % leastWideRows || 1 } : any;
         const x = exactRows(each, next);
         const stored = Math.ceil(each.inputs / each.blockSize) * each.blockSize;
         for (const [part, product] of multiply(each, matrix, x).entries()) {
@@ -237,6 +256,62 @@ for (const instructions of availableInstructionSets()) {
         }
       }),
       { numRuns: 200 },
+    );
+  });
+
+  test(`${instructions}: many rows are multiplied with weights rounded to 1/127 of the largest in a wide block`, {
+    skip: instructions !== 'avx512' && 'groups are not expanded',
+  }, () => {
+    const wideCases = fc
+      .tuple(cases, fc.integer({ min: 1, max: 800 }), fc.integer({ min: leastWideRows, max: 90 }))
+      .map(([each, inputs, rows]): Case => ({ ...each, bits: 4, twice: false, inputs, rows }));
+    fc.assert(
+      fc.property(wideCases, (each) => {
+        const { inputs, outputs } = each;
+        const next = random(each.seed);
+        const matrix = matrixOf(each, next);
+        const wide = wideFormOf(matrix.form);
+        fc.pre(wide !== undefined);
+        const { blockSize } = wide!;
+        const stored = wide!.blocks * blockSize;
+        // Each weight alone: the products of rows with one input each.
+        const ones = new Float32Array(Math.max(inputs, leastWideRows) * inputs);
+        for (let input = 0; input < inputs; input++) ones[input * inputs + input] = 1;
+        const weights = multiply(each, matrix, ones, ones.length / inputs);
+        const x = exactRows({ inputs, blockSize, rows: each.rows }, next);
+        for (const [part, product] of multiply(each, matrix, x).entries()) {
+          const weight = (output: number, input: number): number =>
+            weights[part]![input * outputs[part]! + output]!;
+          for (let output = 0; output < outputs[part]!; output++) {
+            for (let start = 0; start < stored; start += blockSize) {
+              const from = output * stored + start;
+              const ends = matrix.extremes[part]!.map((all) => all.subarray(from, from + blockSize));
+              const largest = ends.reduce(
+                (most, values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), most),
+                0,
+              );
+              for (let input = start; input < Math.min(inputs, start + blockSize); input++) {
+                const off = Math.abs(weight(output, input) - matrix.dense[part]![output * stored + input]!);
+                assert.ok(off <= (0.53 * largest) / 127, `weight ${output}, ${input}: off by ${off}`);
+              }
+            }
+            for (let row = 0; row < each.rows; row++) {
+              let [expected, size] = [0, 0];
+              for (let input = 0; input < inputs; input++) {
+                const term = x[row * inputs + input]! * weight(output, input);
+                expected += term;
+                size += Math.abs(term);
+              }
+              const actual = product[row * outputs[part]! + output]!;
+              assert.ok(
+                Math.abs(actual - expected) <= 2e-6 * size + 1e-6,
+                `row ${row}, output ${output} of part ${part}: ${actual}, expected ${expected}`,
+              );
+            }
+          }
+        }
+      }),
+      { numRuns: 100 },
     );
   });
 
@@ -270,7 +345,7 @@ for (const instructions of availableInstructionSets()) {
     assert.ok(twice > 0 && twice < once / 100, `${once} once, ${twice} twice`);
   });
 
-  test(`${instructions}: a row has the same bits alone and among others, and zeros give zeros`, () => {
+  test(`${instructions}: a row has the same bits among few and among others, and zeros give zeros`, () => {
     const each: Case = {
       bits: 4,
       blockSize: 32,
@@ -285,13 +360,19 @@ for (const instructions of availableInstructionSets()) {
     };
     const next = random(3);
     const matrix = matrixOf(each, next);
-    const x = Float32Array.from({ length: each.rows * each.inputs }, () => next() - 0.5);
-    x.fill(0, 5 * each.inputs, 6 * each.inputs);
-    const [together] = multiply(each, matrix, x);
-    for (let row = 0; row < each.rows; row++) {
-      const [alone] = multiply(each, matrix, x.slice(row * each.inputs, (row + 1) * each.inputs), 1);
-      assert.deepEqual(alone, together!.slice(row * 40, (row + 1) * 40), `row ${row}`);
-      if (row === 5) assert.ok(alone!.every((value) => value === 0));
+    // Few rows and many may be multiplied in two ways.
+    for (const [few, many] of [
+      [1, leastWideRows - 1],
+      [leastWideRows, 6200],
+    ] as const) {
+      const x = Float32Array.from({ length: many * each.inputs }, () => next() - 0.5);
+      x.fill(0, 5 * each.inputs, 6 * each.inputs);
+      const [together] = multiply(each, matrix, x, many);
+      for (let row = 0; row + few <= many; row += few) {
+        const [some] = multiply(each, matrix, x.slice(row * each.inputs, (row + few) * each.inputs), few);
+        assert.deepEqual(some, together!.slice(row * 40, (row + few) * 40), `row ${row}`);
+      }
+      assert.ok(together!.slice(5 * 40, 6 * 40).every((value) => value === 0));
     }
   });
 }

@@ -156,6 +156,17 @@ export class Assembler {
     this.#vector(32, encoding(3, 1, 0x06), to, first, second, { immediate: order });
   }
 
+  /** Bits of `to` where the mask's are set, those of `other` elsewhere. 64-byte vectors. */
+  select(to: number, other: number, mask: number): void {
+    this.#vector(64, encoding(3, 1, 0x25), to, other, mask, { immediate: 0xe4 });
+  }
+
+  /** Asks for the 64 bytes around an address, into the second cache; there need be none. */
+  prefetch(from: Memory): void {
+    this.#push(0x40 | (from.base >> 3), 0x0f, 0x18);
+    this.#place(2, from, 0);
+  }
+
   /** Rounds to the nearest integers, as floats. */
   round(width: Width, to: number, from: number): void {
     if (width === 64) this.#vector(64, encoding(3, 1, 0x08), to, 0, from, { immediate: 8 });

@@ -26,6 +26,7 @@ import {
   rsi,
   rsp,
 } from './assembler.ts';
+import { emitGroupExpansion } from './group-expansion.ts';
 import type { InstructionSet } from './processor.ts';
 import { factBytes, facts } from './row-blocks.ts';
 
@@ -43,7 +44,16 @@ export const productArguments = {
   groups: 6,
   /** A bit for each output of the last group. */
   lastOutputs: 7,
+  /** Room for an expanded group. */
+  expanded: 8,
 } as const;
+
+export interface ProductForm {
+  /** Of the groups in memory. */
+  readonly stored: GroupForm;
+  /** Of what a group is expanded to (group-expansion.ts) before rows are multiplied with it; null: it is not. */
+  readonly wide: GroupForm | null;
+}
 
 /** What differs between instruction sets: how many rows a tile has, and how it is computed. */
 interface Tiles {
@@ -56,8 +66,9 @@ interface Tiles {
   tile(rows: number): void;
 }
 
-export function blockProductCode(form: GroupForm, instructions: InstructionSet): Uint8Array {
+export function blockProductCode({ stored, wide }: ProductForm, instructions: InstructionSet): Uint8Array {
   const code = new Assembler();
+  const form = wide ?? stored;
   const tiles = instructions === 'avx512' ? new Avx512Tiles(code, form) : new Avx2Tiles(code, form);
   const argument = (name: keyof typeof productArguments) => at(rax, 8 * productArguments[name]);
   const saved = [rbx, rbp, r12, r13, r14, r15];
@@ -67,12 +78,16 @@ export function blockProductCode(form: GroupForm, instructions: InstructionSet):
   code.push(rdi);
   tiles.begin();
   code.copy(rax, rdi);
-  code.loadQuad(r8, argument('weights'));
+  // The next group in memory, and the one that is multiplied.
+  const next = wide === null ? r8 : r15;
+  code.loadQuad(next, argument('weights'));
+  if (wide !== null) code.loadQuad(r8, argument('expanded'));
   code.loadQuad(r9, argument('out'));
   code.loadQuad(r11, argument('groups'));
   code.loadQuad(r14, argument('outBytes'));
   const group = new Label();
   code.bind(group);
+  if (wide !== null) emitGroupExpansion(code, stored, wide);
   // What the last group lacks is neither read nor written.
   const whole = new Label();
   code.loadQuad(rbx, at(rsp));
@@ -89,7 +104,7 @@ export function blockProductCode(form: GroupForm, instructions: InstructionSet):
   code.copy(rcx, r9);
   const rows = new Label();
   const rest = new Label();
-  const next = new Label();
+  const done = new Label();
   code.bind(rows);
   code.compare(r10, tiles.rows);
   code.jumpIf('below', rest);
@@ -104,14 +119,14 @@ export function blockProductCode(form: GroupForm, instructions: InstructionSet):
     code.compare(r10, index + 1);
     code.jumpIf('equal', tail);
   }
-  code.jump(next);
+  code.jump(done);
   for (const [index, tail] of tails.entries()) {
     code.bind(tail);
     tiles.tile(index + 1);
-    code.jump(next);
+    code.jump(done);
   }
-  code.bind(next);
-  code.add(r8, groupBytesOf(form));
+  code.bind(done);
+  code.add(next, groupBytesOf(stored));
   code.add(r9, 64);
   code.subtract(r11, 1);
   code.jumpIf('notEqual', group);

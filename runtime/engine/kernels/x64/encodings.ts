@@ -38,6 +38,8 @@ export const binary = {
   paddw: encoding(1, 1, 0xfd),
   paddd: encoding(1, 1, 0xfe),
   psubd: encoding(1, 1, 0xfa),
+  /** The low words of products of words. */
+  pmullw: encoding(1, 1, 0xd5),
   pmulld: encoding(2, 1, 0x40),
   /** Pairs of signed words: their products' sum. */
   pmaddwd: encoding(1, 1, 0xf5),

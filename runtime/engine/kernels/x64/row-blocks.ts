@@ -97,13 +97,17 @@ class Avx512Blocks {
   }
 
   static readonly #registers = {
-    step: 8,
-    scratch: 11,
-    signless: 16,
-    least: 17,
-    most: 18,
-    share: 19,
-    centre: 20,
+    // Below: the block.
+    step: 16,
+    sum: 17,
+    total: 18,
+    inverse: 19,
+    scratch: 20,
+    signless: 21,
+    least: 22,
+    most: 23,
+    share: 24,
+    centre: 25,
   } as const;
 
   begin(): void {
@@ -143,10 +147,20 @@ class Avx512Blocks {
   /** The first registers become integers, which go `blocks` blocks after rsi and rdx. */
   #quantize(blocks: number): void {
     const code = this.#code;
-    const { signless, least, most, share, centre, step, scratch: a } = Avx512Blocks.#registers;
+    const {
+      signless,
+      least,
+      most,
+      share,
+      centre,
+      step,
+      sum,
+      total,
+      inverse,
+      scratch: a,
+    } = Avx512Blocks.#registers;
     const { blockSize } = this.#form;
     const count = blockSize / 16;
-    const [sum, total, inverse] = [9, 10, 12];
     for (let i = 0; i < count; i++) {
       code.binary(64, 'pand', i === 0 ? step : a, i, signless);
       if (i > 0) code.binary(64, 'maxps', step, step, a);
@@ -160,8 +174,8 @@ class Avx512Blocks {
     code.binary(64, 'divps', inverse, most, step);
     code.binary(64, 'mulps', step, step, share);
     const fact = (offset: number) => at(rdx, blocks * factBytes + offset);
-    code.storeFloat(fact(facts.step), step);
-    code.storeFloat(fact(facts.sum), sum);
+    code.storeFloatWide(fact(facts.step), step);
+    code.storeFloatWide(fact(facts.sum), sum);
     for (let i = 0; i < count; i++) {
       code.binary(64, 'mulps', i, i, inverse);
       code.unary(64, 'cvtps2dq', i, i);
@@ -171,7 +185,7 @@ class Avx512Blocks {
     }
     emitEverywhere(code, 64, 'paddd', total, a);
     code.binary(64, 'pmulld', total, total, centre);
-    code.storeFloat(fact(facts.centre), total);
+    code.storeFloatWide(fact(facts.centre), total);
   }
 }
 
