@@ -29,7 +29,7 @@ const benches: Readonly<Record<string, Bench>> = {
     run: benchProfile,
   },
   scheduling: {
-    usage: 'scheduling [folder]',
+    usage: 'scheduling [folder or GGUF] [--only <part of a name>]',
     does: 'prefix caching, prefix-aware scheduling and chunked prefill, on against off',
     run: benchScheduling,
   },

@@ -2,9 +2,9 @@
  * Which sequences run in the next step, and how many tokens of each. Enters: sequences, and word of what ran; leaves:
  * slices and row copies. Decides and keeps books only: no engine, no clock, no tensor.
  *
- * Nothing starves: both lists are kept in order; the first of the running always gets a slice, the first of the waiting
- * is always asked first and, when it lacks blocks or slots, nobody passes it. Who waits for another's prefix waits for
- * a sequence that runs.
+ * Nothing starves: both lists are kept in order; the first of the running always gets a slice; of the waiting, those that
+ * are largely cached go first, but after `mostPassed` of them the one they passed does, and whoever is asked and lacks blocks
+ * or slots is waited for. Who waits for another's prefix waits for a sequence that runs.
  */
 import assert from 'node:assert';
 import { SluiceError } from '../errors.ts';
@@ -61,6 +61,9 @@ interface Draft {
 
 /** So many of the waiting are looked at for a better order. */
 const window = 64;
+
+/** So many later sequences go before one, and those of the step in which the last of them goes. */
+export const mostPassed = 64;
 
 export class Scheduler {
   readonly kv: KvCache;
@@ -176,8 +179,8 @@ export class Scheduler {
     if (!inFlightBatching && !this.#prefilledLast) return true;
     if (chunkedPrefill) return false;
     if (this.running.some((sequence) => sequence.remaining > 1)) return true;
-    const head = this.waiting[0];
-    return head !== undefined && this.#uncached(head) > stepTokens - this.running.length;
+    const [first] = this.#candidates();
+    return first !== undefined && this.#uncached(first) > stepTokens - this.running.length;
   }
 
   #decode(draft: Draft): void {
@@ -212,17 +215,20 @@ export class Scheduler {
     }
   }
 
-  /** The waiting in order; behind the first, those that find most of their tokens cached go ahead of the others. */
+  /**
+   * The waiting in order, of each priority the largely cached ones first: were others to run before them, they could lose
+   * what is cached. Who has been passed often enough goes before those.
+   */
   #candidates(): Sequence[] {
-    const head = this.waiting[0]!;
-    const rest = this.waiting.slice(1, window);
-    if (!this.#options.prefixAware || this.kv.prefixes === undefined) return [head, ...rest];
-    const cheap = new Set(
-      rest.filter(
-        (other) => other.priority === head.priority && this.#uncached(other) * 2 <= other.chain.length,
-      ),
-    );
-    return [head, ...cheap, ...rest.filter((other) => !cheap.has(other))];
+    const waiting = this.waiting.slice(0, window);
+    if (!this.#options.prefixAware || this.kv.prefixes === undefined) return waiting;
+    const turns = new Map(waiting.map((each) => [each, this.#turn(each)]));
+    return waiting.sort((a, b) => a.priority - b.priority || turns.get(a)! - turns.get(b)!);
+  }
+
+  #turn(sequence: Sequence): number {
+    if (sequence.passed >= mostPassed) return 0;
+    return this.#uncached(sequence) * 2 <= sequence.chain.length ? 1 : 2;
   }
 
   #hasSlots(sequence: Sequence): boolean {
@@ -258,6 +264,9 @@ export class Scheduler {
     if (this.kv.needed(match, chain.length) + growth > this.kv.pool.free) return undefined;
     const started = this.kv.start(match, chain.length);
     if (started === undefined) return undefined;
+    for (const other of this.waiting.slice(0, this.waiting.indexOf(sequence))) {
+      if (other.priority === sequence.priority) other.passed++;
+    }
     remove(this.waiting, sequence);
     sequence.state = 'running';
     sequence.table = started.table;

@@ -34,6 +34,8 @@ export class Sequence {
   choices: number;
   /** Falls to false when all rows have run. */
   needsAllRows: boolean;
+  /** Later ones of its priority that ran first. */
+  passed = 0;
   /** Prompt tokens found in the cache when it first ran; undefined before. */
   cachedTokens: number | undefined;
   state: 'waiting' | 'running' | 'finished' = 'waiting';

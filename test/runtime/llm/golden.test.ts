@@ -181,12 +181,13 @@ for (const name of ['llama-basic', 'llama3-rope', 'llama-sharded']) {
         ['three at a time', {}, { maxBatchSize: 3 }],
         [
           'preempted, with eight steps on a visit and neither chunks nor in-flight batches',
-          { maxNumSteps: 8, chunkedPrefill: false, inFlightBatching: false },
+          { prefixAware: false, maxNumSteps: 8, chunkedPrefill: false, inFlightBatching: false },
           { blockCount: 20 },
         ],
-        ['in so few blocks that sequences are preempted', {}, { blockCount: 20 }],
+        ['in so few blocks that sequences are preempted', { prefixAware: false }, { blockCount: 20 }],
         ['preempted, without prefix caching', { prefixCaching: false }, { blockCount: 20 }],
       ];
+      // Aware of prefixes, these requests share so many blocks that nobody is preempted: those policies go by arrival.
       for (const [policy, loop, info] of policies) {
         test(`greedy tokens equal the reference, 24 requests at once, ${policy}`, () => {
           const answers = run(

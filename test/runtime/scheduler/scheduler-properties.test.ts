@@ -1,6 +1,7 @@
 import assert from 'node:assert';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
+import { mostPassed } from '../../../runtime/scheduler/scheduler.ts';
 import { type Arrival, Drive } from './drive.ts';
 
 /** Prompts are made of few pieces, so that prefixes are shared by blocks and by parts of blocks. */
@@ -147,5 +148,53 @@ describe('whatever arrives, forks and is cancelled', () => {
       ),
       { numRuns: 100 },
     );
+  });
+
+  test('however many cached ones arrive, no more than so many pass one that is not', () => {
+    const hot = Array.from({ length: 16 }, (_, i) => i);
+    let most = 0;
+    fc.assert(
+      fc.property(
+        fc.array(fc.record({ cold: fc.boolean(), tokens: fc.integer({ min: 1, max: 6 }) }), {
+          minLength: 2,
+          maxLength: 300,
+          size: 'max',
+        }),
+        fc.integer({ min: 12, max: 40 }),
+        fc.integer({ min: 1, max: 9 }),
+        fc.integer({ min: 4, max: 40 }),
+        (arrivals, blocks, maxBatchSize, stepTokens) => {
+          const drive = new Drive(blocks, { maxBatchSize, stepTokens });
+          drive.add({ prompt: [...hot, 0], tokens: 1 });
+          drive.finish();
+          // A cold prompt begins like no other: it neither finds nor awaits a prefix.
+          const prompts = arrivals.map(({ cold }, i) =>
+            cold ? [32 + (i % 32), 32 + (i >> 5), ...hot.toReversed()] : [...hot, 1 + (i % 31)],
+          );
+          const sequences = arrivals.map(({ tokens }, i) => drive.add({ prompt: prompts[i]!, tokens }));
+          const begun = (): boolean[] => sequences.map(({ cachedTokens }) => cachedTokens !== undefined);
+          let before = begun();
+          const passed = sequences.map(() => 0);
+          while (!drive.scheduler.idle) {
+            drive.step();
+            const now = begun();
+            let later = 0;
+            for (let i = sequences.length - 1; i >= 0; i--) {
+              if (!now[i]) passed[i]! += later;
+              else if (!before[i]) later++;
+            }
+            before = now;
+          }
+          for (const [i, { cold }] of arrivals.entries()) {
+            if (!cold) continue;
+            // The step in which the last of them goes may take others with it.
+            assert(passed[i]! < mostPassed + maxBatchSize, `request ${i} was passed by ${passed[i]}`);
+            most = Math.max(most, passed[i]!);
+          }
+        },
+      ),
+      { numRuns: 40 },
+    );
+    assert(most >= mostPassed, `nobody was passed more often than ${most} times`);
   });
 });

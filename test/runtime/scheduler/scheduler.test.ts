@@ -1,6 +1,6 @@
 import assert from 'node:assert';
 import { describe, test } from 'node:test';
-import { Drive } from './drive.ts';
+import { blockTokens, Drive } from './drive.ts';
 
 const range = (length: number, from = 0) => Array.from({ length }, (_, i) => (from + i * 7) % 64);
 
@@ -132,15 +132,29 @@ describe('prefix-aware scheduling', () => {
     assert.equal(next(drive), '0:16 1:16');
   });
 
-  test('behind the first in line, those that are largely cached pass those that are not', () => {
+  test('those that are largely cached pass those that are not', () => {
     const drive = new Drive(64);
     drive.add({ prompt: range(12), tokens: 1 });
     drive.finish();
     drive.add({ prompt: range(8, 20), tokens: 1 });
     drive.add({ prompt: range(12, 30), tokens: 1 });
     drive.add({ prompt: [...range(12), 1], tokens: 1 });
-    drive.add({ prompt: [...range(12), 2], tokens: 1 });
-    assert.equal(next(drive), '1:8 3:1 4:1 2:6');
+    drive.add({ prompt: [...range(12), 2], tokens: 1, priority: 1 });
+    assert.equal(next(drive), '3:1 1:8 2:7');
+  });
+
+  test('of more prefixes than the cache holds, each runs once', () => {
+    const [prefixes, shared, each] = [12, 40, 4];
+    const hits = (prefixAware: boolean): number => {
+      const drive = new Drive(4 * (shared / blockTokens) + 8, { prefixAware });
+      for (let i = 0; i < prefixes * each; i++)
+        drive.add({ prompt: [...range(shared, i % prefixes), i], tokens: 4 });
+      drive.finish();
+      drive.checkAnswers();
+      return drive.scheduler.prefixHitTokens;
+    };
+    assert(hits(true) >= prefixes * (each - 1) * shared, `${hits(true)} of the prompts' tokens were cached`);
+    assert.equal(hits(false), 0);
   });
 
   test('a request that needs all rows reads nothing from the cache, but fills it', () => {
