@@ -55,11 +55,13 @@ function prepared({ instructions, form, slices, rows, angles }: Scenario): {
   const queries = new Float32Array(tokens * form.shape.heads * form.shape.headDim);
   const work = new Uint8Array(prepareWorkBytes(form));
   const words = new BigUint64Array(prepareArgumentWords);
-  for (const [name, memory] of Object.entries({ plan, pages, angles, ...rows, queries, work })) {
+  const memories = { plan, pages, angles, ...rows, queries, work };
+  for (const [name, memory] of Object.entries(memories)) {
     words[prepareArguments[name as keyof typeof prepareArguments]] = addressOf(memory);
   }
   nativeFunction(prepareCode(form, instructions), 1)(words);
-  return { queries, pages };
+  // All of it must live until now.
+  return memories;
 }
 
 const filling = 0x5a;

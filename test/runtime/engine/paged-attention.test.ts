@@ -45,19 +45,20 @@ class Pool {
   /** Packed rows of q, k and v to rows of outputs. */
   attend(layer: number, { q, k, v }: Readonly<Record<'q' | 'k' | 'v', Float32Array>>): Float32Array {
     const { heads, headDim } = this.#options.layers[layer]!;
-    const out = new Float32Array(q.length);
+    const arrays = [q, k, v, new Float32Array(q.length)];
     const rows = q.length / (heads * headDim);
     const kernel = this.#options.nodes?.kernel(layer);
     if (kernel === undefined) {
-      const [qAt, kAt, vAt, outAt] = [q, k, v, out].map(addressOf) as [bigint, bigint, bigint, bigint];
+      const [qAt, kAt, vAt, outAt] = arrays.map(addressOf) as [bigint, bigint, bigint, bigint];
       this.attention.attend(layer, { rows, q: qAt, k: kAt, v: vAt, out: outAt });
     } else {
       const words = new BigUint64Array(rowWords.places + 4);
       words[rowWords.rows] = BigInt(rows);
-      for (const [i, array] of [q, k, v, out].entries()) words[rowWords.places + i] = addressOf(array);
+      for (const [i, array] of arrays.entries()) words[rowWords.places + i] = addressOf(array);
       functionAt(kernel, 1)(words);
     }
-    return out;
+    // Which keeps the others until now, too.
+    return arrays[3]!;
   }
 }
 
