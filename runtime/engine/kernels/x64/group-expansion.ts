@@ -3,7 +3,7 @@
  * small blocks enter, values of 8 bits in wide blocks leave, which need fewer scales. Each becomes the nearest multiple of
  * 1/127 of the largest that its wide block may hold. AVX-512.
  */
-import { factorBytesOf, type GroupForm, groupBytesOf, valueBytesOf } from '../../../weights/column-groups.ts';
+import { factorBytesOf, type GroupForm, valueBytesOf } from '../../../weights/column-groups.ts';
 import { type Assembler, at, Label, type Memory, r8, r12, r13, r15, rax, rbp, rbx } from './assembler.ts';
 
 /**
@@ -103,7 +103,6 @@ export function emitGroupExpansion(code: Assembler, form: GroupForm, wide: Group
     for (let input = 0; input < form.blockSize; input += 8) {
       const from = (i * form.blockSize + input) * 8;
       emitValues(code, at(rax, from), at(rbp, 2 * from));
-      code.prefetch(at(rax, from + groupBytesOf(form)));
     }
   }
   code.add(rax, wide.blockSize * 8);
