@@ -27,6 +27,7 @@ import { pagedAttentionOp, StepState } from './ops.ts';
 import { Rank } from './rank.ts';
 import { reduceOps } from './reduce-ops.ts';
 import { RopeAngles } from './rope.ts';
+import { rowChainOp } from './row-chain-op.ts';
 import { rowInt8Ops } from './row-int8-ops.ts';
 import { rowOps } from './row-ops.ts';
 import { planCapacity, type StepLimits } from './step-message.ts';
@@ -106,6 +107,7 @@ export async function loadRank(
     cacheDir: load.cacheDir,
     quantizedCompute: load.quantizedCompute,
     machineCode: load.instructions !== null,
+    unchained: load.profilePrefix !== null,
     rowInt8PairLimit: load.rowInt8PairLimit ?? undefined,
     warn: onWarning ?? (() => {}),
     onProgress: (done, total) => onProgress?.({ phase: 'weights', done, total }),
@@ -117,12 +119,16 @@ export async function loadRank(
     instructions === null
       ? undefined
       : new AttentionNodes({ layers, blockTokens: limits.blockTokens, dtype: kvDType, instructions });
-  const ownOps = [
+  const chainable = [
     pagedAttentionOp(layers, state, attentionNodes),
     ...reduceOps(collective, instructions),
+    ...(instructions === null ? [] : [blockProductOp(instructions), ...rowOps(instructions)]),
+  ];
+  const ownOps = [
+    ...chainable,
     ...rowInt8Ops(state),
     tableRowsOp(state),
-    ...(instructions === null ? [] : [blockProductOp(instructions), ...rowOps(instructions)]),
+    ...(instructions === null ? [] : [rowChainOp(chainable, state, limits.maxStepTokens)]),
   ];
   const ops = new CustomOpDomain(opDomain, ownOps, {
     rows: state.rows,

@@ -14,8 +14,9 @@ import type { DType } from '../dtype.ts';
 import { dtypeBytes } from '../dtype.ts';
 import { fuseRowInt8 } from '../graph/fuse-row-int8.ts';
 import { fuseRows } from '../graph/fuse-rows.ts';
-import type { Initializer } from '../graph/graph.ts';
+import type { Graph, Initializer } from '../graph/graph.ts';
 import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
+import { chainRows } from '../graph/row-chain.ts';
 import type { Checkpoint } from '../weights/checkpoint.ts';
 import type { Model, ModelSpec } from './model.ts';
 import { forgetRead } from './quantized-cut.ts';
@@ -77,6 +78,8 @@ export interface PrepareOptions {
   readonly quantizedCompute?: QuantizedCompute;
   /** Whether products in int8, norms and gates are for the engine's kernels in machine code. Default: no. */
   readonly machineCode?: boolean;
+  /** With `machineCode`: leave its nodes apart, so that a trace tells their times. Default: no. */
+  readonly unchained?: boolean;
   /** Also make graphs for many rows, with this limit of weights (row-int8-weight.ts). */
   readonly rowInt8PairLimit?: number | undefined;
 }
@@ -86,6 +89,21 @@ export type QuantizedCompute = 'int8' | 'float32';
 
 /** Rows of multiples of this have machine code. */
 export const machineCodeColumns = 16;
+
+/** Row ops of the engine. */
+const chained: ReadonlySet<string> = new Set([
+  'BlockProduct',
+  'PagedAttention',
+  'AllReduce',
+  'AllReduceNorm',
+  'AddRmsNorm',
+  'GatedSilu',
+]);
+
+function forMachineCode(graph: Graph, unchained: boolean): Graph {
+  const fused = fuseRows(graph, (columns) => columns % machineCodeColumns === 0);
+  return unchained ? fused : chainRows(fused, chained);
+}
 
 /** Weights up to this size are copied from memory: a place in a file would cost more. */
 const smallBytes = 64 * 1024;
@@ -112,9 +130,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
     else model.buildHead(rankGraph);
     const built = rankGraph.builder.build();
     if (pairLimit !== undefined) return toOnnx(fuseRowInt8(built));
-    return toOnnx(
-      options.machineCode === true ? fuseRows(built, (columns) => columns % machineCodeColumns === 0) : built,
-    );
+    return toOnnx(options.machineCode === true ? forMachineCode(built, options.unchained === true) : built);
   };
   const stored = [graph('body'), graph('head')] as const;
   const { rowInt8PairLimit: pairLimit } = options;

@@ -13,7 +13,8 @@ import { type RowGather, type RowKernel, type RowOp, RowPlaces, rowWords } from 
 import { elementTypeCode } from './value.ts';
 
 export interface CustomOpPort {
-  readonly dtype: DType;
+  /** `any`: each tensor of a variadic port has a type of its own. */
+  readonly dtype: DType | 'any';
   /** May be left out (an empty name in the graph). */
   readonly optional?: boolean;
   /** Stands for any number, at least one, of tensors; only as the last port. */
@@ -38,16 +39,19 @@ export interface CustomOp<
   readonly attributes: A;
   /** Called once for each node when a session is created; the function it returns runs the node. */
   // biome-ignore lint/suspicious/noExplicitAny: method bivariance would hide wrong attribute types in defineCustomOp.
-  kernel(attributes: any): (context: KernelContext) => void;
+  kernel(attributes: any): CustomKernel;
   readonly rows?: undefined;
 }
+
+/** Runs a node; `close` is called when its session is. */
+export type CustomKernel = ((context: KernelContext) => void) & { readonly close?: () => void };
 
 type AnyOp = CustomOp | RowOp;
 
 /** Gives an op's kernel the types of its attributes. */
 export function defineCustomOp<const A extends Readonly<Record<string, AttributeKind>>>(
   op: Omit<CustomOp<A>, 'kernel'> & {
-    kernel(attributes: AttributeValues<A>): (context: KernelContext) => void;
+    kernel(attributes: AttributeValues<A>): CustomKernel;
   },
 ): CustomOp<A> {
   return op;
@@ -132,7 +136,7 @@ export class KernelContext {
 
 interface Kernel {
   readonly runRows?: () => void;
-  readonly compute: (context: KernelContext) => void;
+  readonly compute: CustomKernel;
   readonly context: KernelContext;
 }
 
@@ -192,6 +196,11 @@ function failure(error: unknown): Pointer {
   return native.CreateStatus(1, message) as Pointer;
 }
 
+/** 0 is ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED. */
+function portTypeCode({ dtype }: CustomOpPort): number {
+  return dtype === 'any' ? 0 : elementTypeCode(dtype);
+}
+
 function characteristic(port: CustomOpPort | undefined): number {
   if (port?.variadic === true) return 2;
   return port?.optional === true ? 1 : 0;
@@ -208,30 +217,16 @@ function createKernel({ op, rows }: RegisteredOp, info: Pointer): Pointer {
   return pointer;
 }
 
-function createRowKernel(
-  op: RowOp,
-  { columns, run, assist }: RowKernel,
-  rows: BigInt64Array | undefined,
-): Pointer {
+function createRowKernel(op: RowOp, kernel: RowKernel, rows: BigInt64Array | undefined): Pointer {
   assert(rows !== undefined, 'a domain with row ops is told where the number of rows is');
+  const { columns, run } = kernel;
   const inputs = op.inputs.length;
-  const words = new BigUint64Array(rowWords.places + inputs + 2 * columns.length);
-  const pointer = addressOf(words);
-  words[rowWords.run] = typeof run === 'function' ? callbacks!.RunRows! : run;
-  words[rowWords.assist] = callbacks!.RunRows!;
-  words[rowWords.inputs] = BigInt(inputs);
-  words[rowWords.outputs] = BigInt(columns.length);
+  const words = placeRowKernel(inputs, kernel);
   words[rowWords.rowsAddress] = addressOf(rows);
-  for (const [i, count] of columns.entries())
-    words[rowWords.places + inputs + columns.length + i] = BigInt(count);
-  const context = new KernelContext();
-  const places = new RowPlaces(words, inputs);
-  const runRows = (): void => {
-    if (typeof run === 'function') run(places);
-    else assist!();
-  };
+  const pointer = addressOf(words);
+  const { runRows } = kernels.get(pointer)!;
   kernels.set(pointer, {
-    runRows,
+    runRows: runRows!,
     // Where nothing gathers for the node.
     compute(context) {
       assert(typeof run === 'function', 'machine code is run by what gathers for it');
@@ -240,11 +235,38 @@ function createRowKernel(
       for (const [i, count] of columns.entries()) {
         words[rowWords.places + inputs + i] = context.output2d(i, Number(rows[0]), count);
       }
-      runRows();
+      runRows!();
     },
-    context,
+    context: new KernelContext(),
   });
   return pointer;
+}
+
+/**
+ * The words of a row op's node (rowWords): who calls what runs it, with their address, has set rows and places before.
+ * They are to be released.
+ */
+export function placeRowKernel(inputs: number, { columns, run, assist }: RowKernel): BigUint64Array {
+  callbacks ??= registerCallbacks();
+  const words = new BigUint64Array(rowWords.places + inputs + 2 * columns.length);
+  words[rowWords.run] = typeof run === 'function' ? callbacks.RunRows! : run;
+  words[rowWords.assist] = callbacks.RunRows!;
+  words[rowWords.inputs] = BigInt(inputs);
+  words[rowWords.outputs] = BigInt(columns.length);
+  for (const [i, count] of columns.entries())
+    words[rowWords.places + inputs + columns.length + i] = BigInt(count);
+  const places = new RowPlaces(words, inputs);
+  const runRows = (): void => {
+    if (typeof run === 'function') run(places);
+    else assist!();
+  };
+  const compute = (): never => assert.fail('a node without a context');
+  kernels.set(addressOf(words), { runRows, compute, context: new KernelContext() });
+  return words;
+}
+
+export function releaseRowKernel(words: BigUint64Array): void {
+  kernels.delete(addressOf(words));
 }
 
 function readAttribute(info: Pointer, name: string, kind: AttributeKind): number | string {
@@ -277,18 +299,19 @@ function registerCallbacks(): Readonly<Record<string, Pointer>> {
     GetName: registerCallback('void *', ['void *'], (op: Pointer) => addressOf(opAt(op).name)),
     // Null is the CPU provider.
     GetExecutionProviderType: registerCallback('void *', ['void *'], () => null),
-    GetInputType: indexed((op, index) => elementTypeCode(op.inputs[index]!.dtype)),
+    GetInputType: indexed((op, index) => portTypeCode(op.inputs[index]!)),
     GetInputTypeCount: count((op) => op.inputs.length),
-    GetOutputType: indexed((op, index) => elementTypeCode(op.outputs[index]!.dtype)),
+    GetOutputType: indexed((op, index) => portTypeCode(op.outputs[index]!)),
     GetOutputTypeCount: count((op) => op.outputs.length),
     KernelDestroy: registerCallback('void', ['void *'], (kernel: Pointer) => {
+      kernels.get(kernel)?.compute.close?.();
       kernels.delete(kernel);
     }),
     GetInputCharacteristic: indexed((op, index) => characteristic(op.inputs[index])),
     GetOutputCharacteristic: indexed((op, index) => characteristic(op.outputs[index])),
     GetInputMemoryType: indexed(() => 0),
     GetVariadicInputMinArity: flag(1),
-    GetVariadicInputHomogeneity: flag(1),
+    GetVariadicInputHomogeneity: count((op) => (op.inputs.at(-1)?.dtype === 'any' ? 0 : 1)),
     GetVariadicOutputMinArity: flag(1),
     GetVariadicOutputHomogeneity: flag(1),
     CreateKernelV2: registerCallback(
