@@ -10,6 +10,7 @@ import {
   placeRowKernel,
   releaseRowKernel,
 } from '../ort/custom-op.ts';
+import { LargePages } from '../ort/large-pages.ts';
 import { addressOf, check, type Pointer } from '../ort/library.ts';
 import { functionAt, placeCode } from '../ort/native-code.ts';
 import { type RowOp, rowWords } from '../ort/row-op.ts';
@@ -81,6 +82,7 @@ interface Member {
 /** Memory for the values that do not leave a chain: rows of one kind after the other, each as long as the longest run. */
 class ChainMemory {
   readonly places = new Map<number, Pointer>();
+  readonly #pages: LargePages | undefined;
   #bytes: Uint8Array | undefined;
 
   constructor(members: readonly Member[], { outputs }: RowChain, maxRows: number) {
@@ -108,14 +110,16 @@ class ChainMemory {
       bytes += Math.ceil((columns * maxRows * 4) / 64) * 64;
       return offset;
     });
+    this.#pages = LargePages.reserve([bytes]);
     // Of a buffer that is shared no byte is resident before it is used.
-    this.#bytes = new Uint8Array(new SharedArrayBuffer(bytes));
-    const start = addressOf(this.#bytes);
+    this.#bytes = new Uint8Array(new SharedArrayBuffer(this.#pages === undefined ? bytes : 0));
+    const start = this.#pages?.take(bytes) ?? addressOf(this.#bytes);
     for (const [value, slot] of slotOf) this.places.set(value, start + BigInt(offsets[slot]!));
   }
 
   /** Until then the memory is held. */
   close(): void {
     this.#bytes = undefined;
+    this.#pages?.close();
   }
 }

@@ -76,32 +76,34 @@ for (const instructions of availableInstructionSets()) {
     { ranks: 4, spin: true, columns: 32, contributors: [0, 1, 2, 3], keepsSums: false },
     { ranks: 6, spin: true, columns: 80, contributors: [1, 4], keepsSums: false },
   ]) {
-    const title = `${ranks} ranks, rows of ${columns}, ${spin ? 'spinning' : 'sleeping'}${keepsSums ? ', sums kept' : ''}`;
-    test(`${instructions}: sums over ranks and their norms: ${title}`, async () => {
-      const rows = [1, 2, some - 1, some, some + 1, 1, 3 * some + 2, 3 * some + 2, 7, some, 2 * some + 1];
-      const each = { instructions, columns, rows, contributors, keepsSums };
-      const answers = await onThreads(ranks, spin, each);
-      for (const [rank, answer] of answers.entries()) {
-        assert.ok('outputs' in answer, `rank ${rank}: ${JSON.stringify(answer)}`);
-        for (const [run, outputs] of answer.outputs.entries()) {
-          const { near, exact } = expected(each, ranks, rows[run]!, run);
-          for (const [index, output] of outputs.entries()) {
-            if (exact[index] !== undefined) assert.deepEqual(output, exact[index]);
-            for (const [i, value] of (near[index] ?? []).entries()) {
-              const apart = Math.abs(output[i]! - value);
-              assert.ok(
-                apart <= 2e-5,
-                `rank ${rank}, run ${run}, output ${index}, [${i}]: ${output[i]}, expected ${value}`,
-              );
+    for (const chained of [false, true]) {
+      const title = `${ranks} ranks, rows of ${columns}, ${spin ? 'spinning' : 'sleeping'}${keepsSums ? ', sums kept' : ''}${chained ? ', chained' : ''}`;
+      test(`${instructions}: sums over ranks and their norms: ${title}`, async () => {
+        const rows = [1, 2, some - 1, some, some + 1, 1, 3 * some + 2, 3 * some + 2, 7, some, 2 * some + 1];
+        const each = { instructions, columns, rows, contributors, keepsSums, chained };
+        const answers = await onThreads(ranks, spin, each);
+        for (const [rank, answer] of answers.entries()) {
+          assert.ok('outputs' in answer, `rank ${rank}: ${JSON.stringify(answer)}`);
+          for (const [run, outputs] of answer.outputs.entries()) {
+            const { near, exact } = expected(each, ranks, rows[run]!, run);
+            for (const [index, output] of outputs.entries()) {
+              if (exact[index] !== undefined) assert.deepEqual(output, exact[index]);
+              for (const [i, value] of (near[index] ?? []).entries()) {
+                const apart = Math.abs(output[i]! - value);
+                assert.ok(
+                  apart <= 2e-5,
+                  `rank ${rank}, run ${run}, output ${index}, [${i}]: ${output[i]}, expected ${value}`,
+                );
+              }
             }
           }
         }
-      }
-    });
+      });
+    }
   }
 
   test(`${instructions}: a row's norm has the same bits among few and among many`, async () => {
-    const each = { instructions, columns: 64, contributors: [0, 1], keepsSums: false };
+    const each = { instructions, columns: 64, contributors: [0, 1], keepsSums: false, chained: true };
     const [few] = await onThreads(2, true, { ...each, rows: [some - 1] });
     const [many] = await onThreads(2, true, { ...each, rows: [4 * some] });
     assert.ok('outputs' in few! && 'outputs' in many!);
@@ -113,7 +115,14 @@ for (const instructions of availableInstructionSets()) {
 
   test(`${instructions}: when a rank fails, those who wait for it in machine code fail too`, async () => {
     for (const spin of [true, false]) {
-      const each = { instructions, columns: 64, contributors: [0, 1, 2], keepsSums: false, failing: 1 };
+      const each = {
+        instructions,
+        columns: 64,
+        contributors: [0, 1, 2],
+        keepsSums: false,
+        chained: spin,
+        failing: 1,
+      };
       const answers = await onThreads(3, spin, { ...each, rows: [5, 50] });
       for (const rank of [0, 2]) {
         assert.match(JSON.stringify(answers[rank]), /rank 1: the disk is on fire/, `rank ${rank}`);
