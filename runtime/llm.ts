@@ -224,7 +224,14 @@ export class LLM {
 
   #deliver({ prompts, tokens, failures }: LoopReport): void {
     for (const prompt of prompts) this.#streams.get(prompt.handle)?.prompt(prompt);
-    for (const token of tokens) this.#streams.get(token.handle)?.token(token);
+    const touched = new Set<GenerationStream>();
+    for (const token of tokens) {
+      const stream = this.#streams.get(token.handle);
+      if (stream === undefined) continue;
+      stream.token(token);
+      touched.add(stream);
+    }
+    for (const stream of touched) stream.deliver();
     for (const { handle, code, message, param } of failures) {
       const options = param === null ? {} : { param };
       this.#streams.get(handle)?.fail(new SluiceError(code, message, options));

@@ -1,6 +1,9 @@
 /**
- * The engine's side of the two threads: takes messages, turns the loop while there is work, sends one report a turn.
+ * The engine's side of the two threads: takes messages, turns the loop while there is work, reports what becomes of it.
  * Enters: a port, shared statistics and a way to make an engine. Must not know which engine.
+ *
+ * A message wakes the other thread, which takes a core from a rank: new tokens of short steps are held until some have
+ * come together, but not for longer than `holdMs` and only while nothing but tokens is expected.
  *
  * The loop yields to the event loop between turns, so requests and cancellations arrive as they come and events of the
  * engine's own threads are seen; without work nothing is scheduled and the thread sleeps.
@@ -9,7 +12,7 @@ import type { MessagePort } from 'node:worker_threads';
 import type { Engine, LoadProgress } from '../engine/engine.ts';
 import { SluiceError } from '../errors.ts';
 import { GenerationLoop, type LoopOptions } from './loop.ts';
-import type { FromEngine, ToEngine } from './messages.ts';
+import type { FromEngine, LoopReport, ToEngine } from './messages.ts';
 import { monotonicMs, type SharedStatistics } from './statistics.ts';
 
 export interface LoadedEngine {
@@ -52,12 +55,17 @@ export async function runEngineThread(
   }
 }
 
+/** How old a token may become before it is reported, in milliseconds. */
+const holdMs = 10;
+
 class EngineThread {
   readonly #port: MessagePort;
   readonly #statistics: SharedStatistics;
   readonly #engine: Engine;
   readonly #loop: GenerationLoop;
   #turning = false;
+  #held: LoopReport | undefined;
+  #heldSinceMs = 0;
 
   constructor(port: MessagePort, statistics: SharedStatistics, engine: Engine, loop: GenerationLoop) {
     this.#port = port;
@@ -73,11 +81,13 @@ class EngineThread {
 
   /** Says why and ends. */
   fail(error: unknown): void {
+    this.#release();
     sendFailure(this.#port, error);
     this.#close();
   }
 
   #receive(message: ToEngine): void {
+    this.#release();
     if (message.type === 'close') {
       this.#close();
       return;
@@ -108,15 +118,39 @@ class EngineThread {
   #turn(): void {
     this.#turning = false;
     this.#statistics.beat();
+    const startMs = monotonicMs();
     try {
       const report = this.#loop.turn();
       this.#publish();
-      if (report !== undefined) this.#send({ type: 'report', ...report });
+      if (report !== undefined) this.#report(report, startMs);
     } catch (error) {
       this.fail(error);
       return;
     }
     this.#wake();
+  }
+
+  #report(report: LoopReport, startMs: number): void {
+    if (this.#held === undefined) {
+      this.#held = report;
+      this.#heldSinceMs = monotonicMs();
+    } else {
+      this.#held.prompts.push(...report.prompts);
+      this.#held.tokens.push(...report.tokens);
+      this.#held.failures.push(...report.failures);
+    }
+    const { prompts, tokens, failures } = report;
+    const expected =
+      prompts.length === 0 && failures.length === 0 && tokens.every(({ ending }) => ending === undefined);
+    // The next turn may take as long as this one has.
+    const nowMs = monotonicMs();
+    const later = nowMs - this.#heldSinceMs + (nowMs - startMs);
+    if (!expected || !this.#loop.steady || later > holdMs) this.#release();
+  }
+
+  #release(): void {
+    if (this.#held !== undefined) this.#send({ type: 'report', ...this.#held });
+    this.#held = undefined;
   }
 
   #publish(): void {

@@ -41,8 +41,10 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
   prompt({ cachedTokens, queuedMs, promptLogprobs }: PromptReport): void {
     const event = { type: 'prompt' as const, cachedTokens, queuedMs };
     this.#emit(promptLogprobs === undefined ? event : { ...event, promptLogprobs });
+    this.deliver();
   }
 
+  /** Tokens that are reported together become one event: they reach the reader when `deliver` is called. */
   token(report: TokenReport): void {
     const choice = this.#choices[report.choice]!;
     if (this.#state === 'ended' || choice.ended) return;
@@ -58,6 +60,7 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
     this.#owner.stop();
     for (const choice of this.#choices) for (const event of choice.abort()) this.#emit(event);
     this.#settle();
+    this.deliver();
   }
 
   /** The reader gets the error after the events before it. */
@@ -65,6 +68,7 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
     if (this.#state === 'ended') return;
     this.#error = error;
     this.#close();
+    this.deliver();
   }
 
   [Symbol.asyncIterator](): this {
@@ -92,23 +96,28 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
       this.#close();
     }
     this.#events.length = 0;
+    this.deliver();
     return { done: true, value: undefined };
   }
 
-  #emit(event: GenerationEvent): void {
-    for (const each of this.#bestOf?.accept(event) ?? [event]) this.#deliver(each);
+  /** Gives the readers that wait what there is. */
+  deliver(): void {
+    while (this.#readers.length > 0 && this.#events.length > 0) {
+      this.#readers.shift()!.resolve({ done: false, value: this.#events.shift()! });
+    }
+    if (this.#state === 'open') return;
+    const readers = this.#readers;
+    this.#readers = [];
+    for (const reader of readers) this.next().then(reader.resolve, reader.reject);
   }
 
-  #deliver(event: GenerationEvent): void {
-    const reader = this.#readers.shift();
-    if (reader !== undefined) {
-      reader.resolve({ done: false, value: event });
-      return;
+  #emit(event: GenerationEvent): void {
+    for (const each of this.#bestOf?.accept(event) ?? [event]) {
+      const last = this.#events.at(-1);
+      const merged = last === undefined ? undefined : merge(last, each);
+      if (merged === undefined) this.#events.push(each);
+      else this.#events[this.#events.length - 1] = merged;
     }
-    const last = this.#events.at(-1);
-    const merged = last === undefined ? undefined : merge(last, event);
-    if (merged === undefined) this.#events.push(event);
-    else this.#events[this.#events.length - 1] = merged;
   }
 
   #settle(): void {
@@ -119,9 +128,6 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
     if (this.#state === 'ended') return;
     this.#state = 'ended';
     this.#owner.ended();
-    const readers = this.#readers;
-    this.#readers = [];
-    for (const reader of readers) this.next().then(reader.resolve, reader.reject);
   }
 }
 

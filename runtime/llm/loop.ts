@@ -63,6 +63,12 @@ export class GenerationLoop {
     return this.#scheduler.idle;
   }
 
+  /** Whether the next step is as the last, one token for each sequence, unless something arrives. */
+  get steady(): boolean {
+    const { waiting, running } = this.#scheduler;
+    return waiting.length === 0 && running.every(({ remaining }) => remaining === 1);
+  }
+
   /** Takes a checked request (check-request.ts). Throws SluiceError when it can never run or too many wait. */
   submit(request: LoopRequest): void {
     const { handle, prompt, sampling, seed } = request;

@@ -45,7 +45,7 @@ export interface FailureReport {
   readonly param: string | null;
 }
 
-/** What became of the requests in one visit to the scheduler. */
+/** What became of the requests in one visit to the scheduler, or in a few that are told together. */
 export interface LoopReport {
   readonly prompts: PromptReport[];
   readonly tokens: TokenReport[];
