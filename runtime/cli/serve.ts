@@ -10,6 +10,7 @@ import { chosenModel, isRepository } from './locate-model.ts';
 import { createLog } from './log.ts';
 import { embeddedModel, packageVersion } from './package-root.ts';
 import { progressBar, progressLines } from './progress.ts';
+import { boundYoungHeap } from './young-heap.ts';
 
 function serveHelp(): string {
   return commandHelp({
@@ -63,6 +64,7 @@ async function serve(argv: readonly string[]): Promise<void> {
     });
     view.end();
     collectGarbage();
+    boundYoungHeap();
     server.ready(backend);
     const seconds = Number(((performance.now() - startedMs) / 1000).toFixed(1));
     log.info({ url, models: servedNames, seconds, ...backend.details }, 'ready');
