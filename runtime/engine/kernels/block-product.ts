@@ -17,8 +17,11 @@ const passBytes = 256 * 2 ** 10;
 const widePassBytes = 512 * 2 ** 10;
 const leastPassRows = 16;
 
-/** From so many rows on, groups are expanded: that costs about as much as it saves with twelve rows. */
-export const leastWideRows = 48;
+/**
+ * From so many rows on, groups are expanded: that costs about as much as it saves with 24 to 48 rows, and steps that only
+ * decode stay exact.
+ */
+export const leastWideRows = 64;
 
 export interface BlockMatrix {
   readonly inputs: number;

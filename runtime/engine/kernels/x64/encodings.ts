@@ -35,6 +35,9 @@ export const binary = {
   pcmpgtd: encoding(1, 1, 0x66),
   /** All bits where the dwords are equal; 16- and 32-byte vectors. */
   pcmpeqd: encoding(1, 1, 0x76),
+  /** Of unsigned bytes. */
+  pminub: encoding(1, 1, 0xda),
+  pmaxub: encoding(1, 1, 0xde),
   paddw: encoding(1, 1, 0xfd),
   paddd: encoding(1, 1, 0xfe),
   psubd: encoding(1, 1, 0xfa),
