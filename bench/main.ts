@@ -67,6 +67,19 @@ const isUsageError = (error: unknown): error is Error =>
   error instanceof UsageError ||
   (error instanceof Error && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'));
 
+/** An option and its value as one word: parseArgs takes a value that begins with a dash only so. */
+function joinValues(given: readonly string[], usage: string): string[] {
+  const isOption = (word: string): boolean => usage.includes(`[${word.split('=')[0]}`);
+  const joined: string[] = [];
+  for (const word of given) {
+    const option = joined.at(-1);
+    const takes = option?.startsWith('--') && !option.includes('=') && usage.includes(`[${option} `);
+    if (takes && word.startsWith('-') && !isOption(word)) joined.push(`${joined.pop()}=${word}`);
+    else joined.push(word);
+  }
+  return joined;
+}
+
 const [name = 'steps', ...argv] = process.argv.slice(2);
 const bench = Object.hasOwn(benches, name) ? benches[name] : undefined;
 if (name === '--help') console.log(Object.values(benches).map(usageOf).join('\n'));
@@ -76,7 +89,8 @@ else if (bench === undefined)
   );
 else if (argv.includes('--help')) console.log(usageOf(bench));
 else {
-  const unknown = argv.find(
+  const words = joinValues(argv, bench.usage);
+  const unknown = words.find(
     (word) => word.startsWith('--') && !bench.usage.includes(`[${word.split('=')[0]}`),
   );
   if (unknown !== undefined)
@@ -84,7 +98,7 @@ else {
       `npm run bench -- ${name} ${unknown}: there is no such option; npm run bench -- ${name} --help lists them`,
     );
   try {
-    await bench.run(argv);
+    await bench.run(words);
   } catch (error) {
     if (!isUsageError(error)) throw error;
     fail(`npm run bench -- ${name}: ${error.message}`);

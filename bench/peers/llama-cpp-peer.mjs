@@ -1,9 +1,11 @@
 // Serves the benchmark's requests with llama.cpp through node-llama-cpp: one JSON line in, one out.
 // Arguments: model, threads. Runs in the folder where the package is installed.
+import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
-import { getLlama } from 'node-llama-cpp';
+import { GgmlType, getLlama } from 'node-llama-cpp';
 
 const [model, threads] = process.argv.slice(2);
+const { version } = JSON.parse(readFileSync('node_modules/node-llama-cpp/package.json', 'utf8'));
 const llama = await getLlama({ gpu: false, build: 'never', logLevel: 'error' });
 const loaded = await llama.loadModel({ modelPath: model });
 const sequences = 32;
@@ -14,29 +16,65 @@ const context = await loaded.createContext({
   threads: Number(threads),
 });
 const slots = Array.from({ length: sequences }, () => context.getSequence());
+const [keys, values] = [context.kvCacheKeyType, context.kvCacheValueType].map((type) => GgmlType[type]);
 console.log(
   JSON.stringify({
     ready: true,
-    name: 'llama.cpp (node-llama-cpp 3.22.1)',
-    details: '4-bit weights as the GGUF has them, int8 activations, float16 KV cache',
+    name: 'llama.cpp',
+    details:
+      `${llama.llamaCppRelease.release} in node-llama-cpp ${version}, ${context.currentThreads} threads; 4-bit weights ` +
+      `as the GGUF has them, int8 activations, ${keys} keys and ${values} values in the KV cache, flash attention ` +
+      `${context.flashAttention}; what all prompts begin with is run once and copied to the other sequences`,
   }),
 );
 
-async function run(slot, { prompt, maxTokens }) {
-  await slot.clearHistory();
+/** Tokens that all prompts begin with; each keeps one of its own, which must run to give its answer. */
+function commonPrefix(prompts) {
+  let length = Math.min(...prompts.map((prompt) => prompt.length - 1));
+  for (const prompt of prompts.slice(1)) {
+    const differs = prompt.findIndex((token, i) => token !== prompts[0][i]);
+    if (differs >= 0) length = Math.min(length, differs);
+  }
+  return prompts[0].slice(0, length);
+}
+
+/** The package's own way to share a prefix between sequences, which its decision contexts take (llama_memory_seq_cp). */
+async function sharePrefix(prefix, taking) {
+  const [first, ...others] = taking;
+  await first.evaluateWithoutGeneratingNewTokens(prefix);
+  for (const other of others) {
+    if (!(await other._copyStateFromOtherSequence(first, prefix.length)))
+      throw new Error(`the prefix of ${prefix.length} tokens could not be copied`);
+  }
+}
+
+async function run(slot, { tokens, maxTokens }, cached) {
+  if (cached === 0) await slot.clearHistory();
   let count = 0;
-  for await (const _ of slot.evaluate(loaded.tokenize(prompt), { temperature: 0, yieldEogToken: true })) {
+  const options = { temperature: 0, yieldEogToken: true };
+  for await (const _ of slot.evaluate(tokens.slice(cached), options)) {
     if (++count === maxTokens) break;
   }
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const items = JSON.parse(line);
-  const queue = [...items];
   const start = performance.now();
+  const items = JSON.parse(line).map(({ prompt, maxTokens }) => ({
+    tokens: loaded.tokenize(prompt),
+    maxTokens,
+  }));
+  const taking = slots.slice(0, items.length);
+  for (const slot of taking) await slot.clearHistory();
+  const prefix = items.length > 1 ? commonPrefix(items.map(({ tokens }) => tokens)) : [];
+  if (prefix.length > 0) await sharePrefix(prefix, taking);
+  const queue = [...items];
   await Promise.all(
-    slots.slice(0, items.length).map(async (slot) => {
-      for (let item = queue.shift(); item; item = queue.shift()) await run(slot, item);
+    taking.map(async (slot) => {
+      let cached = prefix.length;
+      for (let item = queue.shift(); item; item = queue.shift()) {
+        await run(slot, item, cached);
+        cached = 0;
+      }
     }),
   );
   console.log(JSON.stringify({ seconds: (performance.now() - start) / 1000 }));

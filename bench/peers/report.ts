@@ -39,8 +39,11 @@ function rows(engines: readonly Named[], measured: readonly Measured[]): string[
   return [head, head.map(() => '---'), ...body].map((cells) => `| ${cells.join(' | ')} |`);
 }
 
+const descriptions = (engines: readonly Named[]): string[] =>
+  engines.map((engine) => `- ${engine.name}: ${engine.details}`);
+
 export function printReport(engines: readonly Named[], measured: readonly Measured[]): void {
-  console.log(rows(engines, measured).join('\n'));
+  console.log([...rows(engines, measured), '', ...descriptions(engines)].join('\n'));
 }
 
 /** Bars of each engine's speed relative to the fastest, one group a workload. */
@@ -91,7 +94,7 @@ export function writeReport(engines: readonly Named[], measured: readonly Measur
     '',
     '![speeds, longer is faster](benchmarks.svg)',
     '',
-    ...engines.map((engine) => `- ${engine.name}: ${engine.details}`),
+    ...descriptions(engines),
     '',
     end,
   ].join('\n');

@@ -1,15 +1,27 @@
 /** Serves the benchmark's requests with Sluice: one JSON line in, one out. Arguments: model, threads, JSON of options. */
 import { createInterface } from 'node:readline';
 import { loadModel } from '../../runtime/cli/load-model.ts';
+import { packageVersion } from '../../runtime/cli/package-root.ts';
 import { loadConfig } from '../../runtime/config.ts';
+import { chooseInstructionSet } from '../../runtime/engine/kernels/x64/processor.ts';
 import { defaultSampling } from '../../runtime/sampling/parameters.ts';
 
 const [model, threads, flags] = process.argv.slice(2) as [string, string, string];
-const argv = ['--model-path', model, '--threads', threads, ...(JSON.parse(flags) as string[])];
+const options = JSON.parse(flags) as string[];
+const argv = ['--model-path', model, '--threads', threads, ...options];
 const config = loadConfig({ argv, env: {} });
 const backend = await loadModel(config, { onProgress() {}, onWarning: console.error });
+const { kvCacheDType, quantizedCompute, enablePrefixCaching } = config;
+const kernels = chooseInstructionSet(config.cpuKernels) ?? 'portable';
 console.log(
-  JSON.stringify({ ready: true, name: 'Sluice', details: JSON.parse(flags).join(' ') || 'defaults' }),
+  JSON.stringify({
+    ready: true,
+    name: 'Sluice',
+    details:
+      `${packageVersion}, ${config.threads} threads in ${backend.details.ranks} ranks; 4-bit weights as the GGUF has them, ` +
+      `${quantizedCompute} activations of their products, else float32, ${kvCacheDType} KV cache, kernels for ${kernels}, ` +
+      `prefix caching ${enablePrefixCaching ? 'on' : 'off'}${options.length > 0 ? `; given ${options.join(' ')}` : ''}`,
+  }),
 );
 
 let count = 0;
