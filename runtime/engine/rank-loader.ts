@@ -20,7 +20,7 @@ import { AttentionNodes } from './kernels/attention-nodes.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
-import type { InstructionSet } from './kernels/x64/processor.ts';
+import { hasBfloat16Products, type InstructionSet } from './kernels/x64/processor.ts';
 import { rowGatherCode } from './kernels/x64/row-gather.ts';
 import { opDomain } from './op-domain.ts';
 import { pagedAttentionOp, StepState } from './ops.ts';
@@ -115,10 +115,23 @@ export async function loadRank(
   const layers = attentionShapes(model.spec, prepared.shard);
   const state = new StepState();
   const { instructions } = load;
+  const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
   const attentionNodes =
     instructions === null
       ? undefined
-      : new AttentionNodes({ layers, blockTokens: limits.blockTokens, dtype: kvDType, instructions });
+      : new AttentionNodes({
+          layers,
+          blockTokens: limits.blockTokens,
+          dtype: kvDType,
+          instructions,
+          // Where other products round more than that.
+          ...(quantized &&
+          load.quantizedCompute === 'int8' &&
+          instructions === 'avx512' &&
+          hasBfloat16Products()
+            ? { bfloat16Keys: limits.maxLength }
+            : {}),
+        });
   const chainable = [
     pagedAttentionOp(layers, state, attentionNodes),
     ...reduceOps(collective, instructions),

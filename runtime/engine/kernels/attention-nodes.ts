@@ -27,6 +27,8 @@ export interface AttentionNodesOptions {
   readonly blockTokens: number;
   readonly dtype: AttentionForm['dtype'];
   readonly instructions: InstructionSet;
+  /** Float32 and bfloat16 pages are multiplied in bfloat16, for sequences of at most so many tokens. */
+  readonly bfloat16Keys?: number;
 }
 
 /** Addresses of what a layer's step reads: the plan and the angles as `PagedAttention.begin` has them, the layer's pages. */
@@ -48,8 +50,15 @@ export class AttentionNodes {
   readonly #nodes: readonly (Node | undefined)[];
   readonly #work: Uint8Array;
 
-  constructor({ layers, blockTokens, dtype, instructions }: AttentionNodesOptions) {
-    const forms = layers.map((shape): AttentionForm => ({ shape, blockTokens, dtype }));
+  constructor({ layers, blockTokens, dtype, instructions, bfloat16Keys }: AttentionNodesOptions) {
+    const forms = layers.map(
+      (shape): AttentionForm => ({
+        shape,
+        blockTokens,
+        dtype,
+        ...(bfloat16Keys === undefined || dtype === 'int8' ? {} : { bfloat16Keys }),
+      }),
+    );
     const bytes = forms.map((form) => Math.max(attentionWorkBytes(form), prepareWorkBytes(form)));
     this.#work = new Uint8Array(new SharedArrayBuffer(Math.max(0, ...bytes) + 64));
     const work = (addressOf(this.#work) + 63n) & ~63n;

@@ -85,8 +85,12 @@ export class FloatAttention extends AttentionSkeleton {
     return this.width === 64 ? 28 : 15;
   }
 
-  /** The keys of a span: sums over dimensions, scaled where keys are int8, to the chunk's scores. */
   protected override scores(rows: number): void {
+    this.spans(() => this.spanScores(rows));
+  }
+
+  /** The keys of a span: sums over dimensions, scaled where keys are int8, to the chunk's scores. */
+  private spanScores(rows: number): void {
     const code = this.code;
     const width = this.width;
     const { shape, blockTokens, dtype } = this.form;

@@ -8,6 +8,8 @@ export interface AttentionForm {
   readonly shape: AttentionShape;
   readonly blockTokens: number;
   readonly dtype: 'float32' | 'bfloat16' | 'int8';
+  /** Products of bfloat16 (attention-bfloat16.ts), of sequences of at most so many keys; absent: as the dtype is. */
+  readonly bfloat16Keys?: number;
 }
 
 /**
@@ -34,6 +36,9 @@ export const attentionSlots = {
   /** Query heads of the KV head, and the bytes of the others in a row. */
   group: 19,
   others: 20,
+  /** The first key that is not packed, and bytes from one key's packed place to the next's. */
+  packed: 21,
+  packedStep: 22,
 } as const;
 export const attentionArgumentWords = 24;
 
@@ -89,6 +94,8 @@ export function layOutWork(headDim: number): { readonly work: WorkPlaces; readon
 }
 
 /** Bytes that the code works in, at `work`. */
-export function attentionWorkBytes({ shape }: AttentionForm): number {
-  return layOutWork(shape.headDim).bytes;
+export function attentionWorkBytes({ shape, bfloat16Keys = 0 }: AttentionForm): number {
+  const chunkKeys = chunkKeysOf(64);
+  const packed = Math.ceil(bfloat16Keys / chunkKeys) * chunkKeys * shape.headDim * 4;
+  return layOutWork(shape.headDim).bytes + packed;
 }

@@ -68,6 +68,10 @@ export class Int8Attention extends AttentionSkeleton {
   }
 
   protected override scores(rows: number): void {
+    this.spans(() => this.#spanScores(rows));
+  }
+
+  #spanScores(rows: number): void {
     const { code, work, chunkKeys } = this;
     const { headDim } = this.form.shape;
     const { blockTokens } = this.form;

@@ -48,8 +48,13 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     code.zeroUpper();
     for (const register of saved.reverse()) code.pop(register);
     code.return();
-    this.emitSoftmax();
+    this.functions();
     return code.finish();
+  }
+
+  /** What the code calls. */
+  protected functions(): void {
+    this.emitSoftmax();
   }
 
   protected slice(): void {
@@ -95,6 +100,7 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
       code.loadQuad(rdx, this.slot(from));
       code.storeQuadword(this.slot(to), rdx);
     }
+    this.headStart();
     this.tiles();
     for (const name of ['sliceQ', 'sliceOut'] as const) {
       code.loadQuad(rcx, this.slot('group'));
@@ -235,7 +241,7 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     code.jumpIf('belowOrEqual', below);
     code.set(r14, this.chunkKeys);
     code.bind(below);
-    this.spans(() => this.scores(rows));
+    this.scores(rows);
     this.callSoftmax(rows);
     this.values(rows);
     code.add(r12, this.chunkKeys);
@@ -253,9 +259,11 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     });
   }
 
+  /** Before the tiles of a slice and a KV head. */
+  protected headStart(): void {}
   /** The query at rax becomes the tile's row; registers from rbx on, but for rcx and rdx, are free. */
   protected abstract query(row: number): void;
-  /** Scores of a span's keys, as `spans` tells it, to the chunk's. */
+  /** Scores of the chunk's keys. */
   protected abstract scores(rows: number): void;
   /** Brings the tile's outputs up to date: times their rows' factors, and the chunk's values, weighted. */
   protected abstract values(rows: number): void;

@@ -1,5 +1,6 @@
 /** Which code attends: picks it by the instructions there are and how keys and values are stored. */
 
+import { Bfloat16Attention } from './attention-bfloat16.ts';
 import { FloatAttention } from './attention-float.ts';
 import { type AttentionForm, hasAttentionCode } from './attention-form.ts';
 import { Int8Attention } from './attention-int8.ts';
@@ -13,6 +14,7 @@ export function attendsInIntegers(form: AttentionForm, instructions: Instruction
 }
 
 export function attentionCode(form: AttentionForm, instructions: InstructionSet): Uint8Array {
-  const make = attendsInIntegers(form, instructions) ? Int8Attention : FloatAttention;
-  return new make(form, instructions).finish();
+  if (attendsInIntegers(form, instructions)) return new Int8Attention(form, instructions).finish();
+  if (form.bfloat16Keys !== undefined) return new Bfloat16Attention(form, instructions).finish();
+  return new FloatAttention(form, instructions).finish();
 }

@@ -3,15 +3,15 @@
  * kernels here use.
  */
 
-/** A vector instruction: opcode map (1: 0F, 2: 0F38, 3: 0F3A), mandatory prefix (0: none, 1: 66, 2: F3), W, opcode. */
+/** A vector instruction: opcode map (1: 0F, 2: 0F38, 3: 0F3A), mandatory prefix (0: none, 1: 66, 2: F3, 3: F2), W, opcode. */
 export interface Encoding {
   readonly map: 1 | 2 | 3;
-  readonly prefix: 0 | 1 | 2;
+  readonly prefix: 0 | 1 | 2 | 3;
   readonly w?: 0 | 1;
   readonly opcode: number;
 }
 
-export const encoding = (map: 1 | 2 | 3, prefix: 0 | 1 | 2, opcode: number, w: 0 | 1 = 0): Encoding => ({
+export const encoding = (map: 1 | 2 | 3, prefix: 0 | 1 | 2 | 3, opcode: number, w: 0 | 1 = 0): Encoding => ({
   map,
   prefix,
   opcode,
@@ -58,6 +58,12 @@ export const binary = {
   permd: encoding(2, 1, 0x36),
   /** Adds to each dword four products of unsigned bytes of the first source and signed ones of the second. */
   pdpbusd: encoding(2, 1, 0x50),
+  /** Adds to each float two products of bfloat16; 64-byte vectors, as what follows. */
+  dpbf16ps: encoding(2, 2, 0x52),
+  /** Floats of the second source, then of the first, as bfloat16. */
+  cvtne2ps2bf16: encoding(2, 3, 0x72),
+  /** Words of the second source, at the places that the first names. */
+  permw: encoding(2, 1, 0x8d, 1),
   /** Adds the product of both sources. */
   fmadd231ps: encoding(2, 1, 0xb8),
   /** The first source times 2 to the floor of the second; 64-byte vectors. */

@@ -40,6 +40,11 @@ export function chooseInstructionSet(wish: CpuKernels): InstructionSet | undefin
   );
 }
 
+/** Whether there are products of bfloat16 in vectors of 64 bytes, beside the set avx512. */
+export function hasBfloat16Products(): boolean {
+  return availableInstructionSets().includes('avx512') && bit(cpuidFunction()(7, 1).eax, 5);
+}
+
 const bit = (word: number, index: number): boolean => ((word >>> index) & 1) === 1;
 
 function ask(): InstructionSet[] {
@@ -60,6 +65,7 @@ function ask(): InstructionSet[] {
 }
 
 interface Answer {
+  readonly eax: number;
   readonly ebx: number;
   readonly ecx: number;
 }
@@ -73,13 +79,14 @@ function cpuidFunction(): (leaf: number, part: number) => Answer {
   code.cpuid();
   code.storeDword(at(r8, 0), rbx);
   code.storeDword(at(r8, 4), rcx);
+  code.storeDword(at(r8, 8), rax);
   code.pop(rbx);
   code.return();
   const call = nativeFunction(code.finish(), 3);
   return (leaf, part) => {
-    const words = new Int32Array(2);
+    const words = new Int32Array(3);
     call(BigInt(leaf), BigInt(part), words);
-    return { ebx: words[0]!, ecx: words[1]! };
+    return { ebx: words[0]!, ecx: words[1]!, eax: words[2]! };
   };
 }
 
