@@ -10,7 +10,7 @@ import { type Assembler, at, Label, type Memory, r8, r12, r13, r15, rax, rbp, rb
  * Inputs that share a scale, of the rows too. Wider blocks cost less and err more, most of all with rows whose outliers
  * then take the steps of more inputs (docs/decisions/2026-11-30-wide-products.md).
  */
-const largestWideBlock = 128;
+const largestWideBlock = 64;
 /** Blocks in a wide one, at least: with fewer there is too little to gain. Those of 4 bits also save unpacking. */
 const leastJoined = { 4: 2, 8: 3 } as const;
 
