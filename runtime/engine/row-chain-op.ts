@@ -73,48 +73,51 @@ export function rowChainOp(ops: readonly RowOp[], step: StepState, maxRows: numb
   });
 }
 
+const lineBytes = 64;
+
 interface Member {
   readonly inputs: readonly number[];
   readonly outputs: readonly number[];
   readonly columns: readonly number[];
 }
 
-/** Memory for the values that do not leave a chain: rows of one kind after the other, each as long as the longest run. */
+interface Placed {
+  readonly value: number;
+  readonly start: number;
+  readonly end: number;
+  /** The last member that uses it. */
+  readonly until: number;
+}
+
+/** Memory for the values that do not leave a chain, each with room for as many rows as the longest run has. */
 class ChainMemory {
   readonly places = new Map<number, Pointer>();
   readonly #pages: LargePages | undefined;
   #bytes: Uint8Array | undefined;
 
   constructor(members: readonly Member[], { outputs }: RowChain, maxRows: number) {
+    const leaving = new Set(outputs);
     const lastUse = new Map<number, number>();
     for (const [index, { inputs, outputs }] of members.entries()) {
       for (const value of [...inputs, ...outputs]) lastUse.set(value, index);
     }
-    const leaving = new Set(outputs);
-    const slots: { columns: number; freeFrom: number }[] = [];
-    const slotOf = new Map<number, number>();
-    for (const [index, member] of members.entries()) {
-      for (const [i, value] of member.outputs.entries()) {
+    const placed: Placed[] = [];
+    for (const [index, { outputs, columns }] of members.entries()) {
+      for (const [i, value] of outputs.entries()) {
         if (leaving.has(value)) continue;
-        const columns = member.columns[i]!;
-        const until = lastUse.get(value)!;
-        const free = slots.findIndex((slot) => slot.columns === columns && slot.freeFrom <= index);
-        if (free >= 0) slots[free]!.freeFrom = until + 1;
-        else slots.push({ columns, freeFrom: until + 1 });
-        slotOf.set(value, free >= 0 ? free : slots.length - 1);
+        const bytes = Math.ceil((columns[i]! * maxRows * 4) / lineBytes) * lineBytes;
+        // What the member reads is in use as well.
+        const inUse = placed.filter(({ until }) => until >= index);
+        const start = firstGap(inUse, bytes);
+        placed.push({ value, start, end: start + bytes, until: lastUse.get(value)! });
       }
     }
-    let bytes = 0;
-    const offsets = slots.map(({ columns }) => {
-      const offset = bytes;
-      bytes += Math.ceil((columns * maxRows * 4) / 64) * 64;
-      return offset;
-    });
+    const bytes = Math.max(0, ...placed.map(({ end }) => end));
     this.#pages = LargePages.reserve([bytes]);
     // Of a buffer that is shared no byte is resident before it is used.
     this.#bytes = new Uint8Array(new SharedArrayBuffer(this.#pages === undefined ? bytes : 0));
     const start = this.#pages?.take(bytes) ?? addressOf(this.#bytes);
-    for (const [value, slot] of slotOf) this.places.set(value, start + BigInt(offsets[slot]!));
+    for (const { value, start: offset } of placed) this.places.set(value, start + BigInt(offset));
   }
 
   /** Until then the memory is held. */
@@ -122,4 +125,14 @@ class ChainMemory {
     this.#bytes = undefined;
     this.#pages?.close();
   }
+}
+
+/** The lowest place where so many bytes overlap nothing. */
+function firstGap(taken: readonly Placed[], bytes: number): number {
+  let start = 0;
+  for (const each of taken.toSorted((a, b) => a.start - b.start)) {
+    if (each.start - start >= bytes) break;
+    start = Math.max(start, each.end);
+  }
+  return start;
 }
