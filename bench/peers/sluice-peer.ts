@@ -3,7 +3,7 @@ import { createInterface } from 'node:readline';
 import { loadModel } from '../../runtime/cli/load-model.ts';
 import { packageVersion } from '../../runtime/cli/package-root.ts';
 import { loadConfig } from '../../runtime/config.ts';
-import { chooseInstructionSet } from '../../runtime/engine/kernels/x64/processor.ts';
+import { attendsInBfloat16, chooseInstructionSet } from '../../runtime/engine/kernels/x64/processor.ts';
 import { defaultSampling } from '../../runtime/sampling/parameters.ts';
 
 const [model, threads, flags] = process.argv.slice(2) as [string, string, string];
@@ -12,14 +12,21 @@ const argv = ['--model-path', model, '--threads', threads, ...options];
 const config = loadConfig({ argv, env: {} });
 const backend = await loadModel(config, { onProgress() {}, onWarning: console.error });
 const { kvCacheDType, quantizedCompute, enablePrefixCaching } = config;
-const kernels = chooseInstructionSet(config.cpuKernels) ?? 'portable';
+const instructions = chooseInstructionSet(config.cpuKernels) ?? null;
+const attention =
+  kvCacheDType === 'int8' && instructions === 'avx512'
+    ? 'int8'
+    : attendsInBfloat16(quantizedCompute, instructions)
+      ? 'bfloat16'
+      : 'float32';
 console.log(
   JSON.stringify({
     ready: true,
     name: 'Sluice',
     details:
       `${packageVersion}, ${config.threads} threads in ${backend.details.ranks} ranks; 4-bit weights as the GGUF has them, ` +
-      `${quantizedCompute} activations of their products, else float32, ${kvCacheDType} KV cache, kernels for ${kernels}, ` +
+      `${quantizedCompute} activations of their products, attention in products of ${attention}, else float32, ` +
+      `${kvCacheDType} KV cache, ${instructions === null ? 'portable kernels' : `kernels for ${instructions}`}, ` +
       `prefix caching ${enablePrefixCaching ? 'on' : 'off'}${options.length > 0 ? `; given ${options.join(' ')}` : ''}`,
   }),
 );

@@ -20,7 +20,7 @@ import { AttentionNodes } from './kernels/attention-nodes.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
-import { hasBfloat16Products, type InstructionSet } from './kernels/x64/processor.ts';
+import { attendsInBfloat16, type InstructionSet } from './kernels/x64/processor.ts';
 import { rowGatherCode } from './kernels/x64/row-gather.ts';
 import { opDomain } from './op-domain.ts';
 import { pagedAttentionOp, StepState } from './ops.ts';
@@ -124,11 +124,7 @@ export async function loadRank(
           blockTokens: limits.blockTokens,
           dtype: kvDType,
           instructions,
-          // Where other products round more than that.
-          ...(quantized &&
-          load.quantizedCompute === 'int8' &&
-          instructions === 'avx512' &&
-          hasBfloat16Products()
+          ...(quantized && attendsInBfloat16(load.quantizedCompute, instructions)
             ? { bfloat16Keys: limits.maxLength }
             : {}),
         });

@@ -15,8 +15,8 @@ import {
 } from '../../../runtime/engine/kernels/paged-attention.ts';
 import { attendsInIntegers } from '../../../runtime/engine/kernels/x64/attention.ts';
 import {
+  attendsInBfloat16,
   availableInstructionSets,
-  hasBfloat16Products,
   type InstructionSet,
 } from '../../../runtime/engine/kernels/x64/processor.ts';
 import { planCapacity, type StepLimits, writePlan } from '../../../runtime/engine/step-message.ts';
@@ -36,7 +36,9 @@ interface MachineCode {
 const kernels: readonly (MachineCode | undefined)[] = [
   undefined,
   ...availableInstructionSets().map((instructions) => ({ instructions })),
-  ...(hasBfloat16Products() ? [{ instructions: 'avx512' as const, bfloat16Keys: 512 }] : []),
+  ...availableInstructionSets()
+    .filter((instructions) => attendsInBfloat16('int8', instructions))
+    .map((instructions) => ({ instructions, bfloat16Keys: 512 })),
 ];
 const nameOf = (kernel: MachineCode | undefined): string => JSON.stringify(kernel ?? 'WebAssembly');
 

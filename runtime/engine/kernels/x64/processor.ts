@@ -40,9 +40,12 @@ export function chooseInstructionSet(wish: CpuKernels): InstructionSet | undefin
   );
 }
 
-/** Whether there are products of bfloat16 in vectors of 64 bytes, beside the set avx512. */
-export function hasBfloat16Products(): boolean {
-  return availableInstructionSets().includes('avx512') && bit(cpuidFunction()(7, 1).eax, 5);
+/**
+ * Whether models whose other products round their inputs to int8 attend in products of bfloat16: the processor has them,
+ * beside the set avx512.
+ */
+export function attendsInBfloat16(compute: 'int8' | 'float32', instructions: InstructionSet | null): boolean {
+  return compute === 'int8' && instructions === 'avx512' && bit(cpuidFunction()(7, 1).eax, 5);
 }
 
 const bit = (word: number, index: number): boolean => ((word >>> index) & 1) === 1;
