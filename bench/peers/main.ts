@@ -84,12 +84,16 @@ export async function benchPeers(argv: readonly string[]): Promise<void> {
   }
   try {
     const measured: Measured[] = [];
-    for (const workload of workloads.filter((each) => each.name.includes(values.only))) {
+    for (const [number, workload] of workloads.entries()) {
+      if (!workload.name.includes(values.only)) continue;
       const speeds = peers.map((): number[] => []);
       // Round 0 warms up and is not counted.
       for (let round = 0; round <= Number(values.rounds); round++) {
         for (const [index, peer] of peers.entries()) {
-          const { items, baseline, tokens } = workload.make(round * 100 + index);
+          // No two runs may find each other's prompts cached.
+          const seed = (number * 100 + round) * 100 + index;
+          const { items, before, baseline, tokens } = workload.make(seed);
+          if (before) await peer.run(before);
           const taken = baseline ? await peer.run(baseline) : 0;
           const seconds = (await peer.run(items)) - taken;
           if (round > 0) speeds[index]!.push(tokens / seconds);

@@ -14,10 +14,10 @@ export interface Workload {
   /** What the figure means. */
   readonly unit: 'generated tokens/s' | 'prompt tokens/s' | 'all tokens/s';
   /**
-   * Timed with `items`; where `baseline` is given its time is taken off, which leaves the decode steps alone.
+   * `before` runs first, untimed. Timed with `items`; where `baseline` is given its time is taken off, which leaves the decode steps alone.
    * `tokens` is what the figure divides by the time.
    */
-  make(seed: number): { items: WorkItem[]; baseline?: WorkItem[]; tokens: number };
+  make(seed: number): { items: WorkItem[]; before?: WorkItem[]; baseline?: WorkItem[]; tokens: number };
 }
 
 const words =
@@ -58,6 +58,32 @@ function decode(batch: number): Workload {
   };
 }
 
+/** 32 requests that begin with the same 1,000 tokens, which nobody or another request asked before. */
+function sharedPrefix(prefix: 'new' | 'known', maxTokens: number): Workload {
+  const [requests, shared, own] = [32, 1000, 24];
+  const which = prefix === 'new' ? '' : ' asked before';
+  return {
+    name:
+      maxTokens === 1
+        ? `first tokens of ${requests} requests that share 1,000 tokens${which}`
+        : `${requests} requests that share 1,000 tokens${which}, ${maxTokens} answered each`,
+    unit: maxTokens === 1 ? 'prompt tokens/s' : 'all tokens/s',
+    make(seed) {
+      const random = randomStream(seed);
+      const start = text(random, shared);
+      const item = (answered: number): WorkItem => ({
+        prompt: `${start} ${text(random, own)}`,
+        maxTokens: answered,
+      });
+      return {
+        ...(prefix === 'new' ? {} : { before: [item(1)] }),
+        items: Array.from({ length: requests }, () => item(maxTokens)),
+        tokens: requests * (shared + own + (maxTokens === 1 ? 0 : maxTokens)),
+      };
+    },
+  };
+}
+
 /** Log-normal lengths with the medians of the ShareGPT conversations that serving benchmarks use, capped. */
 function conversationLength(random: () => number, median: number, most: number): number {
   const normal = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
@@ -75,32 +101,10 @@ export const workloads: readonly Workload[] = [
       return { items: [{ prompt: text(randomStream(seed), 1500), maxTokens: 1 }], tokens: 1500 };
     },
   },
-  {
-    name: 'first tokens of 32 requests that share 1,000 tokens',
-    unit: 'prompt tokens/s',
-    make(seed) {
-      const random = randomStream(seed);
-      const shared = text(random, 1000);
-      const items = Array.from({ length: 32 }, () => ({
-        prompt: `${shared} ${text(random, 24)}`,
-        maxTokens: 1,
-      }));
-      return { items, tokens: 32 * 1024 };
-    },
-  },
-  {
-    name: '32 requests that share 1,000 tokens, 32 answered each',
-    unit: 'all tokens/s',
-    make(seed) {
-      const random = randomStream(seed);
-      const shared = text(random, 1000);
-      const items = Array.from({ length: 32 }, () => ({
-        prompt: `${shared} ${text(random, 24)}`,
-        maxTokens: 32,
-      }));
-      return { items, tokens: 32 * (1024 + 32) };
-    },
-  },
+  sharedPrefix('new', 1),
+  sharedPrefix('known', 1),
+  sharedPrefix('new', 32),
+  sharedPrefix('known', 32),
   {
     name: 'random, 16 requests of 256 tokens, 64 answered each',
     unit: 'all tokens/s',
