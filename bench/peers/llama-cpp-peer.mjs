@@ -24,7 +24,7 @@ console.log(
     details:
       `${llama.llamaCppRelease.release} in node-llama-cpp ${version}, ${context.currentThreads} threads; 4-bit weights ` +
       `as the GGUF has them, int8 activations, ${keys} keys and ${values} values in the KV cache, flash attention ` +
-      `${context.flashAttention}; what all prompts begin with is run once and copied to the other sequences`,
+      `${context.flashAttention}; what all prompts begin with is run once, kept, and copied to the other sequences`,
   }),
 );
 
@@ -38,21 +38,29 @@ function commonPrefix(prompts) {
   return prompts[0].slice(0, length);
 }
 
-/** The package's own way to share a prefix between sequences, which its decision contexts take (llama_memory_seq_cp). */
-async function sharePrefix(prefix, taking) {
-  const [first, ...others] = taking;
-  await first.evaluateWithoutGeneratingNewTokens(prefix);
+/**
+ * Runs what the first sequence does not have of it from before, and copies it to the others: the package's own way, which its
+ * decision contexts take (llama_memory_seq_cp).
+ */
+async function sharePrefix(prefix, [first, ...others]) {
+  await keepStart(first, prefix);
+  await first.evaluateWithoutGeneratingNewTokens(prefix.slice(first.nextTokenIndex));
   for (const other of others) {
+    await other.clearHistory();
     if (!(await other._copyStateFromOtherSequence(first, prefix.length)))
       throw new Error(`the prefix of ${prefix.length} tokens could not be copied`);
   }
 }
 
-async function run(slot, { tokens, maxTokens }, cached) {
-  if (cached === 0) await slot.clearHistory();
+/** Of what the sequence holds, what these tokens begin with. */
+const keepStart = (slot, tokens) => slot.adaptStateToTokens(tokens, false);
+
+async function run(slot, { tokens, maxTokens }) {
+  // The last token must run to give the answer.
+  await keepStart(slot, tokens.slice(0, -1));
   let count = 0;
   const options = { temperature: 0, yieldEogToken: true };
-  for await (const _ of slot.evaluate(tokens.slice(cached), options)) {
+  for await (const _ of slot.evaluate(tokens.slice(slot.nextTokenIndex), options)) {
     if (++count === maxTokens) break;
   }
 }
@@ -64,17 +72,12 @@ for await (const line of createInterface({ input: process.stdin })) {
     maxTokens,
   }));
   const taking = slots.slice(0, items.length);
-  for (const slot of taking) await slot.clearHistory();
   const prefix = items.length > 1 ? commonPrefix(items.map(({ tokens }) => tokens)) : [];
   if (prefix.length > 0) await sharePrefix(prefix, taking);
   const queue = [...items];
   await Promise.all(
     taking.map(async (slot) => {
-      let cached = prefix.length;
-      for (let item = queue.shift(); item; item = queue.shift()) {
-        await run(slot, item, cached);
-        cached = 0;
-      }
+      for (let item = queue.shift(); item; item = queue.shift()) await run(slot, item);
     }),
   );
   console.log(JSON.stringify({ seconds: (performance.now() - start) / 1000 }));
