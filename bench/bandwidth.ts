@@ -6,7 +6,8 @@
 import { once } from 'node:events';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import { createMemory, instantiateKernel, reservedBytes } from '../runtime/engine/kernels/kernel-module.ts';
-import { Assembler, at, Label, rdi, rsi } from '../runtime/engine/kernels/x64/assembler.ts';
+import { Assembler } from '../runtime/engine/kernels/x64/assembler.ts';
+import { at, Label, rdi, rsi } from '../runtime/engine/kernels/x64/general-assembler.ts';
 import { availableInstructionSets } from '../runtime/engine/kernels/x64/processor.ts';
 import { LargePages } from '../runtime/ort/large-pages.ts';
 import { addressOf, copyMemory } from '../runtime/ort/library.ts';

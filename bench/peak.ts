@@ -4,7 +4,8 @@
  */
 import { once } from 'node:events';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
-import { Assembler, Label, rdi } from '../runtime/engine/kernels/x64/assembler.ts';
+import { Assembler } from '../runtime/engine/kernels/x64/assembler.ts';
+import { Label, rdi } from '../runtime/engine/kernels/x64/general-assembler.ts';
 import { availableInstructionSets, type InstructionSet } from '../runtime/engine/kernels/x64/processor.ts';
 import { nativeFunction } from '../runtime/ort/native-code.ts';
 

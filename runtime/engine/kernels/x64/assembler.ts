@@ -1,26 +1,10 @@
 /**
- * Machine code for x86-64: instructions enter one by one, bytes leave. Knows encodings (Intel's Software Developer's
- * Manual, volume 2), not what the code computes. Only the instructions that the kernels here use.
- *
- * Registers are numbers: 0 to 15 for general ones (rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, ...), 0 to 31 for vectors.
+ * Machine code for x86-64 with vectors, as general-assembler.ts. Vector registers are numbers from 0 to 31, in the VEX form
+ * to 15.
  */
 import assert from 'node:assert';
 import { type Binary, binary, type Encoding, encoding, type Unary, unary } from './encodings.ts';
-
-export const [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi] = [0, 1, 2, 3, 4, 5, 6, 7] as const;
-export const [r8, r9, r10, r11, r12, r13, r14, r15] = [8, 9, 10, 11, 12, 13, 14, 15] as const;
-
-export interface Memory {
-  readonly base: number;
-  readonly displacement: number;
-}
-
-/** The memory `displacement` bytes after the address in a general register. */
-export function at(base: number, displacement = 0): Memory {
-  return { base, displacement };
-}
-
-export type Place = number | Memory;
+import { GeneralAssembler, Label, type Memory, type Place, rbp } from './general-assembler.ts';
 
 interface Options {
   /** Bytes that one unit of a short displacement counts in the EVEX form. */
@@ -32,39 +16,21 @@ interface Options {
   readonly immediate?: number;
 }
 
-export type Condition = 'below' | 'aboveOrEqual' | 'equal' | 'notEqual' | 'belowOrEqual' | 'above';
-const conditionCodes: Readonly<Record<Condition, number>> = {
-  below: 0x2,
-  aboveOrEqual: 0x3,
-  equal: 0x4,
-  notEqual: 0x5,
-  belowOrEqual: 0x6,
-  above: 0x7,
-};
-
-export class Label {
-  position: number | undefined;
-  readonly uses: number[] = [];
-}
-
 /** Vectors of 64 bytes are written in the EVEX form, those of 32 and 16 in the VEX form. */
 export type Width = 16 | 32 | 64;
 
-export class Assembler {
-  readonly #bytes: number[] = [];
+export class Assembler extends GeneralAssembler {
   readonly #constants: { readonly label: Label; readonly bytes: Uint8Array }[] = [];
 
-  /** The code, whose entry is its first byte. */
-  finish(): Uint8Array {
+  /** With the constants behind the code. */
+  override finish(): Uint8Array {
     for (const { label, bytes } of this.#constants) {
-      while (this.#bytes.length % 64 !== 0) this.#bytes.push(0xcc);
+      while (this.length % 64 !== 0) this.emit(0xcc);
       this.bind(label);
-      this.#bytes.push(...bytes);
+      this.emit(...bytes);
     }
-    return Uint8Array.from(this.#bytes);
+    return super.finish();
   }
-
-  // Vectors
 
   binary(width: Width, name: Binary, to: number, first: number, second: Place): void {
     this.#vector(width, binary[name], to, first, second, { unit: width });
@@ -163,8 +129,8 @@ export class Assembler {
 
   /** Asks for the 64 bytes around an address, into the second cache; there need be none. */
   prefetch(from: Memory): void {
-    this.#push(0x40 | (from.base >> 3), 0x0f, 0x18);
-    this.#place(2, from, 0);
+    this.emit(0x40 | (from.base >> 3), 0x0f, 0x18);
+    this.emitPlace(2, from, 0);
   }
 
   /** Rounds to the nearest integers, as floats. */
@@ -205,13 +171,13 @@ export class Assembler {
 
   /** Clears the upper halves of vectors, for code in the old form that follows. */
   zeroUpper(): void {
-    this.#push(0xc5, 0xf8, 0x77);
+    this.emit(0xc5, 0xf8, 0x77);
   }
 
   /** A mask register from the low 16 bits of a general one, of the first eight. */
   maskFrom(to: number, from: number): void {
     assert(from < 8);
-    this.#push(0xc5, 0xf8, 0x92, 0xc0 | (to << 3) | from);
+    this.emit(0xc5, 0xf8, 0x92, 0xc0 | (to << 3) | from);
   }
 
   /** A constant of 4 bytes, in all places. */
@@ -224,223 +190,14 @@ export class Assembler {
     this.#relative(width, encoding(1, 0, 0x10), to, bytes);
   }
 
-  // General registers, 64 bits
-
-  push(register: number): void {
-    this.#push(...(register >= 8 ? [0x41] : []), 0x50 | (register & 7));
-  }
-
-  pop(register: number): void {
-    this.#push(...(register >= 8 ? [0x41] : []), 0x58 | (register & 7));
-  }
-
-  copy(to: number, from: number): void {
-    this.#general(0x89, from, to);
-  }
-
-  loadQuad(to: number, from: Memory): void {
-    this.#general(0x8b, to, from);
-  }
-
-  storeQuadword(to: Memory, from: number): void {
-    this.#general(0x89, from, to);
-  }
-
-  /** Clears the upper half. */
-  loadDword(to: number, from: Memory): void {
-    this.#general(0x8b, to, from, 0);
-  }
-
-  storeDword(to: Memory, from: number): void {
-    this.#general(0x89, from, to, 0);
-  }
-
-  compareDword(left: number, right: Memory): void {
-    this.#general(0x3b, left, right, 0);
-  }
-
-  /** At once for all threads: memory += value, and value becomes what it was. */
-  lockedExchangeAdd(to: Memory, value: number): void {
-    const rex = 0x40 | ((value >> 3) << 2) | (to.base >> 3);
-    this.#push(0xf0, rex, 0x0f, 0xc1);
-    this.#place(value, to, 0);
-  }
-
-  /** At once for all threads, and what was stored before is visible to those who see it. */
-  exchangeDword(to: Memory, value: number): void {
-    this.#general(0x87, value, to, 0);
-  }
-
-  /** For loops that wait for memory. */
-  pause(): void {
-    this.#push(0xf3, 0x90);
-  }
-
-  /** The low 16 bits. */
-  storeWord(to: Memory, from: number): void {
-    this.#push(0x66);
-    this.#general(0x89, from, to, 0);
-  }
-
-  /** The low 8 bits. */
-  storeByte(to: Memory, from: number): void {
-    this.#general(0x88, from, to, 0);
-  }
-
-  /** to = the address. */
-  address(to: number, from: Memory): void {
-    this.#general(0x8d, to, from);
-  }
-
-  addRegister(to: number, from: number): void {
-    this.#general(0x01, from, to);
-  }
-
-  compareRegisters(left: number, right: number): void {
-    this.#general(0x39, right, left);
-  }
-
-  add(to: number, value: number): void {
-    this.#general(0x81, 0, to);
-    this.#dword(value);
-  }
-
-  subtract(to: number, value: number): void {
-    this.#general(0x81, 5, to);
-    this.#dword(value);
-  }
-
-  compare(left: number, value: number): void {
-    this.#general(0x81, 7, left);
-    this.#dword(value);
-  }
-
-  and(to: number, value: number): void {
-    this.#general(0x81, 4, to);
-    this.#dword(value);
-  }
-
-  shiftLeft(to: number, count: number): void {
-    this.#general(0xc1, 4, to);
-    this.#push(count);
-  }
-
-  shiftRight(to: number, count: number): void {
-    this.#general(0xc1, 5, to);
-    this.#push(count);
-  }
-
-  subtractRegister(to: number, from: number): void {
-    this.#general(0x29, from, to);
-  }
-
-  set(to: number, value: number): void {
-    this.#general(0xc7, 0, to);
-    this.#dword(value);
-  }
-
-  /** All 64 bits. */
-  setQuad(to: number, value: bigint): void {
-    this.#push(0x48 | (to >> 3), 0xb8 | (to & 7));
-    for (let byte = 0n; byte < 8n; byte++) this.#push(Number((value >> (8n * byte)) & 255n));
-  }
-
-  compareMemory(left: number, right: Memory): void {
-    this.#general(0x3b, left, right);
-  }
-
-  addMemory(to: number, from: Memory): void {
-    this.#general(0x03, to, from);
-  }
-
-  multiplyMemory(to: number, from: Memory): void {
-    const rex = 0x48 | ((to >> 3) << 2) | (from.base >> 3);
-    this.#push(rex, 0x0f, 0xaf);
-    this.#place(to, from, 0);
-  }
-
-  /** to = from * value. */
-  multiply(to: number, from: number, value: number): void {
-    this.#general(0x69, to, from);
-    this.#dword(value);
-  }
-
-  cpuid(): void {
-    this.#push(0x0f, 0xa2);
-  }
-
-  /** edx:eax = the extended control register that ecx names. */
-  readExtendedControl(): void {
-    this.#push(0x0f, 0x01, 0xd0);
-  }
-
-  // Control
-
-  bind(label: Label): void {
-    assert(label.position === undefined, 'a label is bound once');
-    label.position = this.#bytes.length;
-    for (const use of label.uses) this.#patch(use, label.position);
-  }
-
-  callAddress(register: number): void {
-    this.#general(0xff, 2, register, 0);
-  }
-
-  call(label: Label): void {
-    this.#push(0xe8);
-    this.#use(label);
-  }
-
-  jump(label: Label): void {
-    this.#push(0xe9);
-    this.#use(label);
-  }
-
-  jumpIf(condition: Condition, label: Label): void {
-    this.#push(0x0f, 0x80 | conditionCodes[condition]);
-    this.#use(label);
-  }
-
-  return(): void {
-    this.#push(0xc3);
-  }
-
   // Encoding
-
-  #push(...bytes: readonly number[]): void {
-    this.#bytes.push(...bytes);
-  }
-
-  #dword(value: number): void {
-    this.#push(value & 255, (value >> 8) & 255, (value >> 16) & 255, (value >> 24) & 255);
-  }
-
-  #use(label: Label): void {
-    const use = this.#bytes.length;
-    this.#dword(0);
-    if (label.position === undefined) label.uses.push(use);
-    else this.#patch(use, label.position);
-  }
-
-  /** Displacements count from the end of the instruction, which is here the end of the displacement. */
-  #patch(use: number, position: number): void {
-    const distance = position - (use + 4);
-    for (let i = 0; i < 4; i++) this.#bytes[use + i] = (distance >> (8 * i)) & 255;
-  }
 
   #relative(width: Width, { map, prefix, opcode }: Encoding, to: number, bytes: Uint8Array): void {
     const label = new Label();
     this.#constants.push({ label, bytes });
     this.#prefix(width, { map, prefix, opcode }, to, 0, rbp, {});
-    this.#push(opcode, ((to & 7) << 3) | 5);
-    this.#use(label);
-  }
-
-  #general(opcode: number, register: number, place: Place, w: 0 | 1 = 1): void {
-    const base = typeof place === 'number' ? place : place.base;
-    const rex = 0x40 | (w << 3) | ((register >> 3) << 2) | (base >> 3);
-    this.#push(rex, opcode);
-    this.#place(register, place, 0);
+    this.emit(opcode, ((to & 7) << 3) | 5);
+    this.emitDistance(label);
   }
 
   #vector(
@@ -459,9 +216,9 @@ export class Assembler {
       place,
       options,
     );
-    this.#push(opcode);
-    this.#place(register, place, width === 64 ? (options.unit ?? 0) : 1);
-    if (options.immediate !== undefined) this.#push(options.immediate);
+    this.emit(opcode);
+    this.emitPlace(register, place, width === 64 ? (options.unit ?? 0) : 1);
+    if (options.immediate !== undefined) this.emit(options.immediate);
   }
 
   #prefix(
@@ -476,7 +233,7 @@ export class Assembler {
     const low = inMemory ? place.base : place;
     const inverted = (bit: number): number => (bit & 1) ^ 1;
     if (width === 64) {
-      this.#push(
+      this.emit(
         0x62,
         (inverted(register >> 3) << 7) |
           (inverted(inMemory ? 0 : low >> 4) << 6) |
@@ -489,28 +246,11 @@ export class Assembler {
       return;
     }
     assert(register < 16 && second < 16 && low < 16 && mask === 0, 'a vector in the VEX form');
-    this.#push(
+    this.emit(
       0xc4,
       (inverted(register >> 3) << 7) | (1 << 6) | (inverted(low >> 3) << 5) | map,
       (w << 7) | ((~second & 15) << 3) | (width === 32 ? 4 : 0) | prefix,
     );
-  }
-
-  /** `unit`: what a short displacement counts in; 0: there is no short form. */
-  #place(register: number, place: Place, unit: number): void {
-    const field = (register & 7) << 3;
-    if (typeof place === 'number') {
-      this.#push(0xc0 | field | (place & 7));
-      return;
-    }
-    const { base, displacement } = place;
-    assert(Math.abs(displacement) < 2 ** 31, `a displacement of ${displacement}`);
-    const short = unit > 0 && displacement % unit === 0 ? displacement / unit : Number.NaN;
-    const mode = displacement === 0 && (base & 7) !== rbp ? 0 : Math.abs(short) <= 127 ? 1 : 2;
-    this.#push((mode << 6) | field | (base & 7));
-    if ((base & 7) === rsp) this.#push(0x24);
-    if (mode === 1) this.#push(short & 255);
-    else if (mode === 2) this.#dword(displacement);
   }
 }
 

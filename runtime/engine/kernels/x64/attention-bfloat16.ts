@@ -3,6 +3,9 @@
  * pages as float32 or bfloat16, queries and weights are rounded to bfloat16; sums are float32. For models whose other
  * products round more than that, on processors that have the instruction.
  */
+
+import { elementBytes } from './attention-form.ts';
+import { AttentionPacking } from './attention-packing.ts';
 import {
   at,
   Label,
@@ -19,9 +22,7 @@ import {
   rcx,
   rdx,
   rsi,
-} from './assembler.ts';
-import { elementBytes } from './attention-form.ts';
-import { AttentionPacking } from './attention-packing.ts';
+} from './general-assembler.ts';
 import { BinaryExponential } from './vector-math.ts';
 
 const registers = { vector: 24, factor: 28 } as const;

@@ -4,9 +4,25 @@
  * Twelve query rows walk over a chunk together, with one or two vectors of keys or of values' columns, as there are
  * registers; fewer rows take more vectors, so that there are always enough sums in flight.
  */
-import { at, Label, type Memory, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
+
 import { elementBytes } from './attention-form.ts';
 import { AttentionSkeleton } from './attention-skeleton.ts';
+import {
+  at,
+  Label,
+  type Memory,
+  r8,
+  r9,
+  r10,
+  r11,
+  r15,
+  rax,
+  rbp,
+  rbx,
+  rcx,
+  rdx,
+  rsi,
+} from './general-assembler.ts';
 import { BinaryExponential } from './vector-math.ts';
 
 export class FloatAttention extends AttentionSkeleton {

@@ -10,9 +10,23 @@
  * taken off by a number for each row.
  */
 
-import type { Memory } from './assembler.ts';
-import { at, Label, r8, r9, r10, r11, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
 import { AttentionSkeleton } from './attention-skeleton.ts';
+import {
+  at,
+  Label,
+  type Memory,
+  r8,
+  r9,
+  r10,
+  r11,
+  r15,
+  rax,
+  rbp,
+  rbx,
+  rcx,
+  rdx,
+  rsi,
+} from './general-assembler.ts';
 import { BinaryExponential, emitBinaryLogarithm, emitEverywhere } from './vector-math.ts';
 
 const registers = { vector: 24, sign: 28, a: 29, b: 30, weight: 31 } as const;

@@ -1,8 +1,9 @@
 /** Machine code of a whole attention node: rows are prepared, then attended. Addresses enter, code leaves. */
 import type { Pointer } from '../../../ort/library.ts';
-import { Assembler, at, rax, rbx, rcx, rdi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
 import { attentionArguments } from './attention-form.ts';
 import { prepareArguments } from './attention-prepare.ts';
+import { at, rax, rbx, rcx, rdi } from './general-assembler.ts';
 import { word } from './row-gather.ts';
 
 export interface AttentionNode {

@@ -4,6 +4,9 @@
  * [headDim / 2][keys of a chunk][2], then values [keys of a chunk / 2][headDim][2]. Where there are other tiles, they find
  * it packed.
  */
+
+import { elementBytes, layOutWork, tileRows } from './attention-form.ts';
+import { AttentionSkeleton } from './attention-skeleton.ts';
 import {
   at,
   Label,
@@ -21,9 +24,7 @@ import {
   rcx,
   rdx,
   rsi,
-} from './assembler.ts';
-import { elementBytes, layOutWork, tileRows } from './attention-form.ts';
-import { AttentionSkeleton } from './attention-skeleton.ts';
+} from './general-assembler.ts';
 
 const registers = { order: 29, low: 30, high: 31 } as const;
 

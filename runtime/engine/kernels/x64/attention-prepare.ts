@@ -4,8 +4,9 @@
  * enters, code leaves.
  */
 import assert from 'node:assert';
+import { Assembler } from './assembler.ts';
+import { type AttentionForm, hasAttentionCode } from './attention-form.ts';
 import {
-  Assembler,
   at,
   Label,
   type Memory,
@@ -24,8 +25,7 @@ import {
   rdi,
   rdx,
   rsi,
-} from './assembler.ts';
-import { type AttentionForm, hasAttentionCode } from './attention-form.ts';
+} from './general-assembler.ts';
 import { PageRows } from './page-rows.ts';
 import type { InstructionSet } from './processor.ts';
 

@@ -8,9 +8,9 @@
  * vectors, so that there are always enough sums in flight.
  */
 import { headsOfKv } from '../attention-reference.ts';
-import { at, Label, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdx, rsi } from './assembler.ts';
 import { elementBytes, tileRows } from './attention-form.ts';
 import { AttentionSoftmax, leastScore } from './attention-softmax.ts';
+import { at, Label, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdx, rsi } from './general-assembler.ts';
 import { emitEverywhere } from './vector-math.ts';
 
 export abstract class AttentionSkeleton extends AttentionSoftmax {

@@ -6,8 +6,18 @@
  * growth of maxima, is one vector for all; sums stay apart by lanes until the tile ends.
  */
 import assert from 'node:assert';
+import { Assembler } from './assembler.ts';
 import {
-  Assembler,
+  type AttentionForm,
+  attentionArgumentWords,
+  attentionSlots,
+  chunkKeysOf,
+  chunkVectors,
+  hasAttentionCode,
+  layOutWork,
+  type WorkPlaces,
+} from './attention-form.ts';
+import {
   at,
   Label,
   type Memory,
@@ -22,17 +32,7 @@ import {
   rcx,
   rdi,
   rsi,
-} from './assembler.ts';
-import {
-  type AttentionForm,
-  attentionArgumentWords,
-  attentionSlots,
-  chunkKeysOf,
-  chunkVectors,
-  hasAttentionCode,
-  layOutWork,
-  type WorkPlaces,
-} from './attention-form.ts';
+} from './general-assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { BinaryExponential, emitEverywhere } from './vector-math.ts';
 

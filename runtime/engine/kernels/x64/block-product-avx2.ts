@@ -1,23 +1,8 @@
 /** Tiles of block-product.ts in AVX2. */
 import { factorBytesOf, type GroupForm, valueBytesOf } from '../../../weights/column-groups.ts';
-import {
-  type Assembler,
-  at,
-  Label,
-  r8,
-  r12,
-  r13,
-  r14,
-  r15,
-  rax,
-  rbp,
-  rbx,
-  rcx,
-  rdx,
-  rsi,
-  rsp,
-} from './assembler.ts';
+import type { Assembler } from './assembler.ts';
 import type { Tiles } from './block-product.ts';
+import { at, Label, r8, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdx, rsi, rsp } from './general-assembler.ts';
 import type { GroupPrefetch } from './group-prefetch.ts';
 import { factBytes, facts } from './row-blocks.ts';
 

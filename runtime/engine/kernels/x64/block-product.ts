@@ -5,8 +5,9 @@
  * it. The form is that of llama.cpp's ggml_vec_dot_q4_1_q8_1, of many outputs and rows at once.
  */
 import { factorBytesOf, type GroupForm, groupBytesOf, valueBytesOf } from '../../../weights/column-groups.ts';
+import { Assembler } from './assembler.ts';
+import { Avx2Tiles } from './block-product-avx2.ts';
 import {
-  Assembler,
   at,
   Label,
   r8,
@@ -25,8 +26,7 @@ import {
   rdx,
   rsi,
   rsp,
-} from './assembler.ts';
-import { Avx2Tiles } from './block-product-avx2.ts';
+} from './general-assembler.ts';
 import { emitGroupExpansion } from './group-expansion.ts';
 import { GroupPrefetch } from './group-prefetch.ts';
 import type { InstructionSet } from './processor.ts';

@@ -4,7 +4,8 @@
  * of the largest that its wide block holds, or with 4 bits can hold. AVX-512.
  */
 import { factorBytesOf, type GroupForm, valueBytesOf } from '../../../weights/column-groups.ts';
-import { type Assembler, at, Label, type Memory, r8, r12, r13, r15, rax, rbp, rbx } from './assembler.ts';
+import type { Assembler } from './assembler.ts';
+import { at, Label, type Memory, r8, r12, r13, r15, rax, rbp, rbx } from './general-assembler.ts';
 
 /**
  * Inputs that share a scale, of the rows too. Wider blocks cost less and err more, most of all with rows whose outliers

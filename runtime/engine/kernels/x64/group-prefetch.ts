@@ -4,7 +4,8 @@
  * instructions leave, which keep what is asked for next in rdi.
  */
 import { type GroupForm, groupBytesOf } from '../../../weights/column-groups.ts';
-import { type Assembler, at, rdi } from './assembler.ts';
+import type { Assembler } from './assembler.ts';
+import { at, rdi } from './general-assembler.ts';
 
 /** One would be too near where rows are few, three give no more. */
 const groupsAhead = 2;

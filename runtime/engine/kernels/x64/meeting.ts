@@ -8,8 +8,8 @@
  * memory). A row has the same bits either way: parts are added in the order of the ranks.
  */
 import { type MeetingPlace, rankPlace } from '../../collective/collective.ts';
+import { Assembler } from './assembler.ts';
 import {
-  Assembler,
   at,
   Label,
   type Memory,
@@ -26,7 +26,7 @@ import {
   rdi,
   rdx,
   rsi,
-} from './assembler.ts';
+} from './general-assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { word } from './row-gather.ts';
 import { type AddNormForm, addNormPlaces, emitAddNorm, widthOf } from './rows.ts';

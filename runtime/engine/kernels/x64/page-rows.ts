@@ -3,9 +3,10 @@
  * layer's form enters, instructions leave. What is stored has the same bits as what ../wasm/attention.ts stores.
  */
 
-import { type Assembler, at, type Memory, rax, rbp, rcx, rdx, rsi } from './assembler.ts';
+import type { Assembler } from './assembler.ts';
 import { attendsInIntegers } from './attention.ts';
 import { type AttentionForm, elementBytes } from './attention-form.ts';
+import { at, type Memory, rax, rbp, rcx, rdx, rsi } from './general-assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { emitEverywhere } from './vector-math.ts';
 

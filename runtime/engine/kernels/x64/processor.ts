@@ -4,7 +4,8 @@
  */
 import { SluiceError } from '../../../errors.ts';
 import { nativeFunction } from '../../../ort/native-code.ts';
-import { Assembler, at, r8, rax, rbx, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
+import { at, r8, rax, rbx, rcx, rdi, rdx, rsi } from './general-assembler.ts';
 
 /** Sets of instructions that kernels are written for, the best first. */
 export const instructionSets = ['avx512', 'avx2'] as const;

@@ -3,8 +3,9 @@
  * time as stay near. Addresses and sizes enter, code leaves.
  */
 import type { Pointer } from '../../../ort/library.ts';
-import { Assembler, at, Label, r8, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
 import { productArguments } from './block-product.ts';
+import { at, Label, r8, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi } from './general-assembler.ts';
 import { word } from './row-gather.ts';
 
 export interface ProductPart {

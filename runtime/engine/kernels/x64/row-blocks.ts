@@ -2,7 +2,8 @@
  * Machine code that quantizes rows in blocks: float32 rows enter, int8 values leave and, for each block, what one step
  * stands for, the inputs' sum, and what centring the weights takes off an integer product.
  */
-import { Assembler, at, Label, r8, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
+import { at, Label, r8, rax, rcx, rdi, rdx, rsi } from './general-assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { emitEverywhere } from './vector-math.ts';
 

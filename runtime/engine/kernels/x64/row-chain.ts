@@ -1,5 +1,6 @@
 /** Machine code that runs nodes of row ops one after the other: their words' addresses enter, a status leaves. */
-import { Assembler, at, Label, r12, r13, r14, rax, rbx, rdi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
+import { at, Label, r12, r13, r14, rax, rbx, rdi } from './general-assembler.ts';
 import { word } from './row-gather.ts';
 
 /** Places in the array of 64-bit values whose address is the code's argument. */

@@ -6,7 +6,8 @@
 
 import type { Pointer } from '../../../ort/library.ts';
 import { rowWords } from '../../../ort/row-op.ts';
-import { Assembler, at, Label, r8, r12, r13, r14, rax, rbp, rbx, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
+import { at, Label, r8, r12, r13, r14, rax, rbp, rbx, rcx, rdi, rdx, rsi } from './general-assembler.ts';
 
 export interface GatherFunctions {
   readonly KernelContext_GetInput: Pointer;

@@ -2,7 +2,8 @@
  * Machine code for what is done to rows of floats between products: sums with their RMS norm, gated activations. Sizes
  * enter, code leaves; rows are whole vectors of 16.
  */
-import { Assembler, at, Label, r8, r9, rax, rcx, rdi, rdx, rsi } from './assembler.ts';
+import { Assembler } from './assembler.ts';
+import { at, Label, r8, r9, rax, rcx, rdi, rdx, rsi } from './general-assembler.ts';
 import type { InstructionSet } from './processor.ts';
 import { word } from './row-gather.ts';
 import { emitEverywhere, emitExponential } from './vector-math.ts';
