@@ -135,7 +135,6 @@ export class KernelContext {
 }
 
 interface Kernel {
-  readonly runRows?: () => void;
   readonly compute: CustomKernel;
   readonly context: KernelContext;
 }
@@ -181,6 +180,8 @@ interface RegisteredOp {
 // Everything below belongs to the thread: addresses of callbacks are registered with the thread's engine.
 const registeredOps = new Map<Pointer, RegisteredOp>();
 const kernels = new Map<Pointer, Kernel>();
+/** By the address of their words. */
+const rowKernels = new Map<Pointer, () => void>();
 let nextKernel = 1n;
 let callbacks: Readonly<Record<string, Pointer>> | undefined;
 
@@ -223,22 +224,20 @@ function createRowKernel(op: RowOp, kernel: RowKernel, rows: BigInt64Array | und
   const inputs = op.inputs.length;
   const words = placeRowKernel(inputs, kernel);
   words[rowWords.rowsAddress] = addressOf(rows);
+  const places = new RowPlaces(words, inputs);
+  // Where nothing gathers for the node.
+  const compute = (context: KernelContext): void => {
+    assert(typeof run === 'function', 'machine code is run by what gathers for it');
+    words[rowWords.rows] = BigInt(rows[0]!);
+    for (let i = 0; i < inputs; i++) words[rowWords.places + i] = context.input(i);
+    for (const [i, count] of columns.entries()) {
+      words[rowWords.places + inputs + i] = context.output2d(i, Number(rows[0]), count);
+    }
+    run(places);
+  };
+  const close = (): void => releaseRowKernel(words);
   const pointer = addressOf(words);
-  const { runRows } = kernels.get(pointer)!;
-  kernels.set(pointer, {
-    runRows: runRows!,
-    // Where nothing gathers for the node.
-    compute(context) {
-      assert(typeof run === 'function', 'machine code is run by what gathers for it');
-      words[rowWords.rows] = BigInt(rows[0]!);
-      for (let i = 0; i < inputs; i++) words[rowWords.places + i] = context.input(i);
-      for (const [i, count] of columns.entries()) {
-        words[rowWords.places + inputs + i] = context.output2d(i, Number(rows[0]), count);
-      }
-      runRows!();
-    },
-    context: new KernelContext(),
-  });
+  kernels.set(pointer, { compute: Object.assign(compute, { close }), context: new KernelContext() });
   return pointer;
 }
 
@@ -256,17 +255,15 @@ export function placeRowKernel(inputs: number, { columns, run, assist }: RowKern
   for (const [i, count] of columns.entries())
     words[rowWords.places + inputs + columns.length + i] = BigInt(count);
   const places = new RowPlaces(words, inputs);
-  const runRows = (): void => {
+  rowKernels.set(addressOf(words), () => {
     if (typeof run === 'function') run(places);
     else assist!();
-  };
-  const compute = (): never => assert.fail('a node without a context');
-  kernels.set(addressOf(words), { runRows, compute, context: new KernelContext() });
+  });
   return words;
 }
 
 export function releaseRowKernel(words: BigUint64Array): void {
-  kernels.delete(addressOf(words));
+  rowKernels.delete(addressOf(words));
 }
 
 function readAttribute(info: Pointer, name: string, kind: AttributeKind): number | string {
@@ -329,7 +326,7 @@ function registerCallbacks(): Readonly<Record<string, Pointer>> {
     ),
     RunRows: registerCallback('void *', ['void *'], (kernel: Pointer) => {
       try {
-        kernels.get(kernel)!.runRows!();
+        rowKernels.get(kernel)!();
         return null;
       } catch (error) {
         return failure(error);
