@@ -1,10 +1,9 @@
 /**
  * SmolLM2-135M-Instruct from its published Q4_1 GGUF, against HF transformers on the same values: answers to ten chats in
- * float32, perplexity with int8 activations. The model is 98 MB: it is looked for, never downloaded.
+ * float32, perplexity with int8 activations.
  */
 import assert from 'node:assert/strict';
-import { globSync, readFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
 import { createEngine, type EngineOptions } from '../../runtime/engine/create-engine.ts';
@@ -13,15 +12,9 @@ import { loadChatTemplate } from '../../runtime/tokenizer/chat-template.ts';
 import { tokenizerFromGguf } from '../../runtime/tokenizer/gguf.ts';
 import { loadTokenizer } from '../../runtime/tokenizer/hugging-face.ts';
 import { openCheckpoint } from '../../runtime/weights/open.ts';
+import { skipWithoutSmolLm2 as skip, smolLm2 } from '../support/smollm2.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
-const cache = path.join(process.env.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'sluice');
-const model =
-  process.env.SLUICE_TEST_SMOLLM2 ||
-  globSync('**/SmolLM2-135M-Instruct.Q4_1.gguf', { cwd: cache }).map((name) => path.join(cache, name))[0];
-const skip =
-  model === undefined &&
-  `the GGUF is not here: npm run bench peers fetches it into ${cache}, or SLUICE_TEST_SMOLLM2 names it`;
 
 interface Chat {
   readonly user: string;
@@ -39,7 +32,7 @@ function openEngine(
   options: Pick<EngineOptions, 'prefillWeights'> = {},
 ): Promise<Engine> {
   return createEngine({
-    checkpoint: { path: model! },
+    checkpoint: { path: smolLm2! },
     devices: { kind: 'cpu', indices: [0, 1] },
     maxBatchSize: prompts.length,
     maxStepTokens: 512,
@@ -51,7 +44,7 @@ function openEngine(
 }
 
 test('its chats and their ids, from the tokenizer and the template in its metadata', { skip }, () => {
-  const { path: file, metadata } = openCheckpoint(model!);
+  const { path: file, metadata } = openCheckpoint(smolLm2!);
   const source = tokenizerFromGguf(file, metadata!);
   const tokenizer = loadTokenizer(source);
   const template = loadChatTemplate(source)!;
@@ -92,7 +85,7 @@ test('greedy answers equal the reference in float32, all chats at once', { skip 
 test('the perplexity of a fixed text stays within what each way to compute promises of that in float32', {
   skip,
 }, async () => {
-  const { path: file, metadata } = openCheckpoint(model!);
+  const { path: file, metadata } = openCheckpoint(smolLm2!);
   const text = readFileSync(path.join(root, 'LICENSE'), 'utf8');
   const ids = loadTokenizer(tokenizerFromGguf(file, metadata!)).encode(text).slice(0, 512);
   const perplexity = async (...run: Parameters<typeof openEngine>): Promise<number> => {
