@@ -1,11 +1,12 @@
-/** A part of docs/benchmarks.md that a benchmark writes: what stands between its two marker comments. */
+/** A part of a document that a benchmark writes: what stands between its two marker comments. */
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-const file = path.resolve(import.meta.dirname, '../docs/benchmarks.md');
+const docs = path.resolve(import.meta.dirname, '../docs');
 
 /** Replaces the section of that name. Throws where the markers are missing. */
-export function writeSection(name: string, lines: readonly string[]): void {
+export function writeSection(name: string, lines: readonly string[], document = 'benchmarks.md'): void {
+  const file = path.join(docs, document);
   const begin = `<!-- ${name}: written by npm run bench -- ${name} --write -->`;
   const end = `<!-- end of ${name} -->`;
   const text = readFileSync(file, 'utf8');

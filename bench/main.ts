@@ -1,4 +1,5 @@
 /** `npm run bench [-- <name> [options]]`: picks the benchmark; what follows its name are its own options. */
+import { benchExactness } from './exactness.ts';
 import { benchHealth } from './health.ts';
 import { benchMemory } from './memory.ts';
 import { benchOperator } from './operator/main.ts';
@@ -32,6 +33,11 @@ const benches: Readonly<Record<string, Bench>> = {
     usage: 'scheduling [folder or GGUF] [--only <part of a name>]',
     does: 'prefix caching, prefix-aware scheduling and chunked prefill, on against off',
     run: benchScheduling,
+  },
+  exactness: {
+    usage: 'exactness [model.gguf] [--write]',
+    does: 'greedy answers in other settings beside those of one alone; --write puts what differs into docs/',
+    run: benchExactness,
   },
   health: {
     usage: 'health [folder or GGUF] [--seconds 30] [--write]',
