@@ -24,6 +24,8 @@ function mostYoungBytes(bounded: boolean): number {
 }
 
 test('the young generation stops growing at its bound, far below that of V8', () => {
-  assert.equal(mostYoungBytes(true), youngBytes);
-  assert(mostYoungBytes(false) > 2 * youngBytes);
+  // Collections are heard of a little later: it may have grown once more by then.
+  const [bounded, free] = [mostYoungBytes(true), mostYoungBytes(false)];
+  assert(bounded <= 2 * youngBytes, `${bounded} bytes`);
+  assert(free > 2 * youngBytes, `${free} bytes without the bound`);
 });
