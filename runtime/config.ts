@@ -277,10 +277,10 @@ export const runtimeOptions = {
     schema: z.enum(kvCacheDTypes),
     group: 'Execution',
     description:
-      'How keys and values are kept: bfloat16 takes half of the memory of float32, int8 (with a scale for each token and head) about a quarter; both change answers a little.',
+      'How keys and values are kept: bfloat16 takes half of the memory of float32, int8 (with a scale for each token and head) about a quarter; both change answers a little. Quantized models multiply them in bfloat16 on processors that can, and then bfloat16 changes nothing.',
     form: `one of ${kvCacheDTypes.join(', ')}`,
     example: 'int8',
-    default: 'float32',
+    defaultText: 'bfloat16 where they are multiplied in bfloat16 anyhow, else float32',
     spec: 'kvCacheDtype',
   }),
   enablePrefixCaching: option({

@@ -11,10 +11,11 @@ const options = JSON.parse(flags) as string[];
 const argv = ['--model-path', model, '--threads', threads, ...options];
 const config = loadConfig({ argv, env: {} });
 const backend = await loadModel(config, { onProgress() {}, onWarning: console.error });
-const { kvCacheDType, quantizedCompute, enablePrefixCaching } = config;
+const { quantizedCompute, enablePrefixCaching } = config;
+const { kvDType, ranks } = backend.details;
 const instructions = chooseInstructionSet(config.cpuKernels) ?? null;
 const attention =
-  kvCacheDType === 'int8' && instructions === 'avx512'
+  kvDType === 'int8' && instructions === 'avx512'
     ? 'int8'
     : attendsInBfloat16(quantizedCompute, instructions)
       ? 'bfloat16'
@@ -24,9 +25,9 @@ console.log(
     ready: true,
     name: 'Sluice',
     details:
-      `${packageVersion}, ${config.threads} threads in ${backend.details.ranks} ranks; 4-bit weights as the GGUF has them, ` +
+      `${packageVersion}, ${config.threads} threads in ${ranks} ranks; 4-bit weights as the GGUF has them, ` +
       `${quantizedCompute} activations of their products, attention in products of ${attention}, else float32, ` +
-      `${kvCacheDType} KV cache, ${instructions === null ? 'portable kernels' : `kernels for ${instructions}`}, ` +
+      `${kvDType} KV cache, ${instructions === null ? 'portable kernels' : `kernels for ${instructions}`}, ` +
       `prefix caching ${enablePrefixCaching ? 'on' : 'off'}${options.length > 0 ? `; given ${options.join(' ')}` : ''}`,
   }),
 );

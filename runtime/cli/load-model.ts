@@ -92,8 +92,8 @@ class LlmBackend implements Backend {
   }
 
   get details() {
-    const { architecture, ranks, maxLength, blockCount, kvBytes, weightBytes } = this.#llm.info;
-    return { architecture, ranks, maxLength, kvBlocks: blockCount, kvBytes, weightBytes };
+    const { architecture, ranks, maxLength, blockCount, kvBytes, kvDType, weightBytes } = this.#llm.info;
+    return { architecture, ranks, maxLength, kvBlocks: blockCount, kvBytes, kvDType, weightBytes };
   }
 
   generate: Backend['generate'] = (request, signal) => this.#llm.generate(request, signal);
@@ -162,7 +162,7 @@ function checkWish(checkpoint: Checkpoint, config: RuntimeConfig): void {
     ranks,
     memoryBytes: availableBytes(),
     memorySource: 'what this machine or container has left',
-    kvElementBytes: kvElementBytes[config.kvCacheDType],
+    kvElementBytes: kvElementBytes[config.kvCacheDType ?? 'float32'],
     ...(encoding === undefined ? {} : { encoding }),
     ...(kvBytes === undefined ? {} : { kvBytes }),
   });

@@ -10,12 +10,14 @@ import { type QuantizedCompute, shardUnits } from '../models/prepare.ts';
 import { parseModel } from '../models/registry.ts';
 import type { RopeSpec } from '../models/rope.ts';
 import { planShards, rangeSize } from '../models/shard.ts';
+import { isQuantized } from '../weights/checkpoint.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
 import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
 import { type LogitsTile, shareTile } from './kernels/logits-tile.ts';
 import type { KvDType } from './kernels/paged-attention.ts';
-import { type CpuKernels, chooseInstructionSet } from './kernels/x64/processor.ts';
+import { hasAttentionCode } from './kernels/x64/attention-form.ts';
+import { attendsInBfloat16, type CpuKernels, chooseInstructionSet } from './kernels/x64/processor.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
 import { chooseRowInt8PairLimit, type PrefillWeights } from './many-row-weights.ts';
 import { announceOpDomain } from './op-domain.ts';
@@ -38,7 +40,8 @@ export interface EngineOptions {
   /** Size of the KV pool in blocks; or, in bytes, `kvBytes`. Default: what the limits need, as far as memory allows. */
   readonly blockCount?: number | undefined;
   readonly kvBytes?: number | undefined;
-  readonly kvDType?: KvDType;
+  /** Default: bfloat16 where attention multiplies in it anyhow, else float32. */
+  readonly kvDType?: KvDType | undefined;
   /** Where weights that cannot be used as they are stored are kept between starts. */
   readonly cacheDir?: string | undefined;
   /** Default: int8. */
@@ -89,15 +92,21 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   });
   const quantizedCompute = options.quantizedCompute ?? 'int8';
   const instructions = chooseInstructionSet(options.cpuKernels ?? 'auto') ?? null;
+  const inBfloat16 = isQuantized(checkpoint) && attendsInBfloat16(quantizedCompute, instructions);
+  const { heads, headDim, attentionSoftcap: softcap } = spec;
+  const byCode = hasAttentionCode({ shape: { heads, headDim, softcap: softcap ?? 0 }, blockTokens });
+  // Rounded when they are multiplied or when they are kept, they are the same numbers.
+  const kvDType = options.kvDType ?? (inBfloat16 && byCode ? 'bfloat16' : 'float32');
   const load: RankLoad = {
     checkpoint: options.checkpoint,
     ranks,
     devices: plan.devices,
     limits,
-    kvDType: options.kvDType ?? 'float32',
+    kvDType,
     cacheDir: options.cacheDir ?? null,
     quantizedCompute,
     instructions,
+    attendsInBfloat16: inBfloat16,
     rowInt8PairLimit: chooseRowInt8PairLimit(
       options.prefillWeights ?? 'none',
       checkpoint,
@@ -147,6 +156,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
       maxBatchSize,
       ranks,
       kvBytes: pool.blockCount * blockBytes,
+      kvDType,
       weightBytes: checkpoint.weightBytes,
       prefillWeightBytes: total((sizes) => sizes.manyRowBytes),
     };

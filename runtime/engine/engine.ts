@@ -56,6 +56,8 @@ export interface EngineInfo {
   readonly maxBatchSize: number;
   readonly ranks: number;
   readonly kvBytes: number;
+  /** How keys and values are kept. */
+  readonly kvDType: 'float32' | 'bfloat16' | 'int8';
   /** Of the weights as the checkpoint stores them. */
   readonly weightBytes: number;
   /** Of the int8 copy of the weights for steps of many rows; 0 without one. */

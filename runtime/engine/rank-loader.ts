@@ -20,7 +20,7 @@ import { AttentionNodes } from './kernels/attention-nodes.ts';
 import type { AttentionShape } from './kernels/attention-reference.ts';
 import { LogitsTile, type SharedTile } from './kernels/logits-tile.ts';
 import { type KvDType, PagedAttention, pageBytes } from './kernels/paged-attention.ts';
-import { attendsInBfloat16, type InstructionSet } from './kernels/x64/processor.ts';
+import type { InstructionSet } from './kernels/x64/processor.ts';
 import { rowGatherCode } from './kernels/x64/row-gather.ts';
 import { opDomain } from './op-domain.ts';
 import { pagedAttentionOp, StepState } from './ops.ts';
@@ -68,6 +68,8 @@ export interface RankLoad {
   readonly quantizedCompute: QuantizedCompute;
   /** What products with quantized weights are made of; null: ONNX Runtime's kernels. */
   readonly instructions: InstructionSet | null;
+  /** Whether keys and values of float32 and bfloat16 are multiplied in bfloat16. */
+  readonly attendsInBfloat16: boolean;
   /** The limit of weights for steps of many rows (models/row-int8-weight.ts); null: there are none. */
   readonly rowInt8PairLimit: number | null;
   readonly profilePrefix: string | null;
@@ -115,7 +117,6 @@ export async function loadRank(
   const layers = attentionShapes(model.spec, prepared.shard);
   const state = new StepState();
   const { instructions } = load;
-  const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
   const attentionNodes =
     instructions === null
       ? undefined
@@ -124,9 +125,7 @@ export async function loadRank(
           blockTokens: limits.blockTokens,
           dtype: kvDType,
           instructions,
-          ...(quantized && attendsInBfloat16(load.quantizedCompute, instructions)
-            ? { bfloat16Keys: limits.maxLength }
-            : {}),
+          ...(load.attendsInBfloat16 ? { bfloat16Keys: limits.maxLength } : {}),
         });
   const chainable = [
     pagedAttentionOp(layers, state, attentionNodes),

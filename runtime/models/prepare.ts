@@ -17,7 +17,7 @@ import { fuseRows } from '../graph/fuse-rows.ts';
 import type { Graph, Initializer } from '../graph/graph.ts';
 import { type OnnxModel, toOnnx } from '../graph/onnx.ts';
 import { chainRows } from '../graph/row-chain.ts';
-import type { Checkpoint } from '../weights/checkpoint.ts';
+import { type Checkpoint, isQuantized } from '../weights/checkpoint.ts';
 import type { Model, ModelSpec } from './model.ts';
 import { forgetRead } from './quantized-cut.ts';
 import { RankGraph } from './rank-graph.ts';
@@ -113,7 +113,7 @@ export function prepareRank(model: Model, checkpoint: Checkpoint, options: Prepa
   const { rank, ranks } = options;
   const shard = planShards(model.spec, ranks, shardUnits(model.spec, checkpoint))[rank]!;
   const quantizedCompute = options.quantizedCompute ?? 'int8';
-  const quantized = [...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized');
+  const quantized = isQuantized(checkpoint);
   const graph = (name: 'body' | 'head', pairLimit?: number): OnnxModel => {
     const rankGraph = new RankGraph(name, {
       spec: model.spec,

@@ -76,3 +76,8 @@ export interface Checkpoint {
   /** All metadata of a GGUF, for its tokenizer and chat template; absent elsewhere. */
   readonly metadata?: ReadonlyMap<string, unknown>;
 }
+
+/** Whether any of its weights are. */
+export function isQuantized({ tensors }: Pick<Checkpoint, 'tensors'>): boolean {
+  return [...tensors.values()].some(({ kind }) => kind === 'quantized');
+}

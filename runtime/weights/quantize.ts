@@ -3,7 +3,14 @@
  * steps that its largest value spans, symmetric about zero. Values are made when they are read. Must not know models.
  */
 import { SluiceError } from '../errors.ts';
-import type { Checkpoint, DenseTensor, QuantizedBytes, QuantizedTensor, StoredTensor } from './checkpoint.ts';
+import {
+  type Checkpoint,
+  type DenseTensor,
+  isQuantized,
+  type QuantizedBytes,
+  type QuantizedTensor,
+  type StoredTensor,
+} from './checkpoint.ts';
 import { readRows } from './dense.ts';
 
 export interface WeightQuantization {
@@ -99,7 +106,7 @@ const quantizeTo4: QuantizeBlock = (values, from, size, scale, packed, at) => {
 export function quantizeCheckpoint(checkpoint: Checkpoint, quantization: WeightQuantization): Checkpoint {
   const { bits, blockSize } = quantization;
   const encoding = `int${bits}`;
-  if ([...checkpoint.tensors.values()].some(({ kind }) => kind === 'quantized')) {
+  if (isQuantized(checkpoint)) {
     throw new SluiceError(
       'checkpoint_unsupported',
       `${checkpoint.path}: --quantization-encoding ${encoding} quantizes plain weights, and these are stored as ${checkpoint.encoding} already: leave the option out to run them as they are`,

@@ -44,6 +44,7 @@ export class ReferenceEngine implements Engine {
       maxBatchSize: options.maxBatchSize ?? 8,
       ranks: 1,
       kvBytes: 0,
+      kvDType: 'float32',
       weightBytes: 0,
       prefillWeightBytes: 0,
     };

@@ -47,7 +47,13 @@ export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 export const tileRows = 12;
 
 /** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
-export function hasAttentionCode({ shape, blockTokens }: AttentionForm): boolean {
+export function hasAttentionCode({
+  shape,
+  blockTokens,
+}: {
+  readonly shape: Pick<AttentionShape, 'heads' | 'headDim' | 'softcap'>;
+  readonly blockTokens: number;
+}): boolean {
   return shape.heads > 0 && shape.headDim % 16 === 0 && blockTokens >= 16 && shape.softcap === 0;
 }
 
