@@ -2,6 +2,7 @@
  * What attention's machine code is made for and where it finds things: a layer's form, the words of its argument, the memory
  * that it works in. Sizes enter, places leave.
  */
+import { sliceWords } from '../../step-message.ts';
 import type { AttentionShape } from '../attention-reference.ts';
 
 export interface AttentionForm {
@@ -44,7 +45,20 @@ export const attentionArgumentWords = 24;
 
 export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
+/** Bytes of a head's keys in a page, of its keys and values, after which scales lie, and of all. */
+export function headLayout({ shape, blockTokens, dtype }: AttentionForm): {
+  readonly keys: number;
+  readonly scales: number;
+  readonly bytes: number;
+} {
+  const keys = shape.headDim * blockTokens * elementBytes[dtype];
+  return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
+}
+
 export const tileRows = 12;
+
+/** From one slice's entry in the plan to the next's. */
+export const sliceBytes = 4 * sliceWords;
 
 /** Whether there is code for the shape: whole vectors of columns, and of keys in a page. */
 export function hasAttentionCode({

@@ -78,7 +78,7 @@ export abstract class AttentionPacking extends AttentionSkeleton {
   #pack(): void {
     const { code, chunkKeys } = this;
     const headDim = this.headDim;
-    const [done, fits, fill, filled] = [new Label(), new Label(), new Label(), new Label()];
+    const [done, fill, filled] = [new Label(), new Label(), new Label()];
     code.compareMemory(r12, this.slot('packed'));
     code.jumpIf('below', done);
     code.address(rax, at(r12, chunkKeys));
@@ -89,10 +89,7 @@ export abstract class AttentionPacking extends AttentionSkeleton {
     code.loadDword(rcx, at(rax, 8));
     code.addRegister(r14, rcx);
     code.subtractRegister(r14, r12);
-    code.compare(r14, chunkKeys);
-    code.jumpIf('belowOrEqual', fits);
-    code.set(r14, chunkKeys);
-    code.bind(fits);
+    code.limit(r14, chunkKeys);
     this.loadOrder();
     this.spans(() => {
       this.#packKeys();

@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert';
 import { Assembler } from './assembler.ts';
-import { type AttentionForm, hasAttentionCode } from './attention-form.ts';
+import { type AttentionForm, hasAttentionCode, sliceBytes } from './attention-form.ts';
 import {
   at,
   Label,
@@ -27,7 +27,7 @@ import {
   rsi,
 } from './general-assembler.ts';
 import { PageRows } from './page-rows.ts';
-import type { InstructionSet } from './processor.ts';
+import { type InstructionSet, widthOf } from './processor.ts';
 
 /**
  * Places in the array of 64-bit values whose address is the code's argument. Addresses: of the plan (step-message.ts), of the
@@ -46,8 +46,6 @@ export const prepareArguments = {
 } as const;
 const slots = { ...prepareArguments, slices: 8, entry: 9 } as const;
 export const prepareArgumentWords = Object.keys(slots).length;
-
-const sliceBytes = 20;
 
 /** A vector beyond those that rotating and page-rows.ts change. */
 const scaleRegister = 12;
@@ -129,7 +127,7 @@ class Preparation {
     assert(hasAttentionCode(form));
     const { headDim, rotaryDim } = form.shape;
     this.#form = form;
-    this.#width = instructions === 'avx512' ? 64 : 32;
+    this.#width = widthOf(instructions);
     this.#pages = new PageRows(this.#code, form, instructions);
     this.#pairs = new Stretch(this.#code, this.#width, 0, rotaryDim / 2, 1);
     this.#rest = new Stretch(this.#code, this.#width, rotaryDim, headDim, 2);
@@ -139,7 +137,7 @@ class Preparation {
     const code = this.#code;
     const { heads, kvHeads, headDim, rotaryDim, scale } = this.#form.shape;
     const saved = [rbx, rbp, r12, r13, r14, r15];
-    for (const register of saved) code.push(register);
+    code.save(saved);
     this.#pairs.emitMask();
     this.#rest.emitMask();
     code.broadcastConstant(this.#width, scaleRegister, Float32Array.of(scale * Math.LOG2E));
@@ -190,7 +188,7 @@ class Preparation {
     code.jump(slice);
     code.bind(done);
     code.zeroUpper();
-    for (const register of saved.reverse()) code.pop(register);
+    code.restore(saved);
     code.return();
     return code.finish();
   }
@@ -223,7 +221,7 @@ class Preparation {
     code.shiftLeft(rax, 2);
     code.addRegister(rax, r15);
     code.loadDword(rbp, at(rax));
-    code.multiply(rbp, rbp, kvHeads * this.#pages.headBytes);
+    code.multiply(rbp, rbp, kvHeads * this.#pages.head.bytes);
     code.addMemory(rbp, this.#slot('pages'));
     code.copy(rax, r13);
     code.and(rax, blockTokens - 1);
@@ -234,7 +232,7 @@ class Preparation {
     this.#rotate(r11, rsi);
     this.#pages.emitHead(r12);
     for (const register of [r11, r12]) code.add(register, headDim * 4);
-    for (const register of [rcx, rdx, rbp]) code.add(register, this.#pages.headBytes);
+    for (const register of [rcx, rdx, rbp]) code.add(register, this.#pages.head.bytes);
     code.subtract(rbx, 1);
     code.jumpIf('notEqual', head);
   }

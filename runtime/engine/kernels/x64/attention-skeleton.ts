@@ -1,6 +1,7 @@
 /**
- * What machine code of paged attention on one layer has in common, whatever it multiplies: queries, rotated and scaled (for powers of two, not of e), attend causally over pages of keys and values
- * (../wasm/lib/pages.ts tells their layout). A layer's shape enters, code leaves. The algorithm is that of
+ * What machine code of paged attention on one layer has in common, whatever it multiplies: queries, rotated and scaled (for
+ * powers of two, not of e), attend causally over pages of keys and values (../wasm/lib/pages.ts tells their layout). A layer's
+ * shape enters, code leaves. The algorithm is that of
  * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of keys with a running maximum and sum. What a row
  * gives does not depend on the rows beside it.
  *
@@ -8,23 +9,18 @@
  * vectors, so that there are always enough sums in flight.
  */
 import { headsOfKv } from '../attention-reference.ts';
-import { elementBytes, tileRows } from './attention-form.ts';
+import { headLayout, sliceBytes, tileRows } from './attention-form.ts';
 import { AttentionSoftmax, leastScore } from './attention-softmax.ts';
 import { at, Label, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdx, rsi } from './general-assembler.ts';
 import { emitEverywhere } from './vector-math.ts';
 
 export abstract class AttentionSkeleton extends AttentionSoftmax {
-  /** Bytes of a head's keys in a page, of its keys and values, and of all. */
-  protected get head(): { readonly keys: number; readonly scales: number; readonly bytes: number } {
-    const { shape, blockTokens, dtype } = this.form;
-    const keys = shape.headDim * blockTokens * elementBytes[dtype];
-    return { keys, scales: 2 * keys, bytes: 2 * keys + (dtype === 'int8' ? 8 * blockTokens : 0) };
-  }
+  protected readonly head = headLayout(this.form);
 
   finish(): Uint8Array {
     const code = this.code;
     const saved = [rbx, rbp, r12, r13, r14, r15];
-    for (const register of saved) code.push(register);
+    code.save(saved);
     code.loadQuad(rsi, this.slot('work'));
     code.loadQuad(rax, this.slot('plan'));
     code.loadDword(rcx, at(rax));
@@ -41,12 +37,12 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     code.subtract(rcx, 1);
     code.storeQuadword(this.slot('slices'), rcx);
     code.loadQuad(rax, this.slot('entry'));
-    code.add(rax, 20);
+    code.add(rax, sliceBytes);
     code.storeQuadword(this.slot('entry'), rax);
     code.jump(slice);
     code.bind(done);
     code.zeroUpper();
-    for (const register of saved.reverse()) code.pop(register);
+    code.restore(saved);
     code.return();
     this.functions();
     return code.finish();
@@ -231,16 +227,13 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     for (let byte = 0; byte < rows * 64; byte += width) code.store(width, at(rsi, sums + byte), 0);
     code.broadcastConstant(width, 0, Float32Array.of(leastScore));
     for (let byte = 0; byte < 64; byte += width) code.store(width, at(rsi, maxima + byte), 0);
-    const [chunk, done, below] = [new Label(), new Label(), new Label()];
+    const [chunk, done] = [new Label(), new Label()];
     code.bind(chunk);
     code.compareRegisters(r12, r13);
     code.jumpIf('aboveOrEqual', done);
     code.copy(r14, r13);
     code.subtractRegister(r14, r12);
-    code.compare(r14, this.chunkKeys);
-    code.jumpIf('belowOrEqual', below);
-    code.set(r14, this.chunkKeys);
-    code.bind(below);
+    code.limit(r14, this.chunkKeys);
     this.scores(rows);
     this.callSoftmax(rows);
     this.values(rows);
@@ -276,7 +269,7 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     const code = this.code;
     const { shape, blockTokens } = this.form;
     const span = Math.min(blockTokens, this.chunkKeys);
-    const [next, less] = [new Label(), new Label()];
+    const next = new Label();
     code.set(rbx, 0);
     code.bind(next);
     code.address(rcx, at(r12));
@@ -293,10 +286,7 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     code.and(rcx, blockTokens - 1);
     code.copy(rbp, r14);
     code.subtractRegister(rbp, rbx);
-    code.compare(rbp, span);
-    code.jumpIf('belowOrEqual', less);
-    code.set(rbp, span);
-    code.bind(less);
+    code.limit(rbp, span);
     each();
     code.add(rbx, span);
     code.compareRegisters(rbx, r14);

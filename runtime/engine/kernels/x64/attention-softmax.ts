@@ -33,7 +33,7 @@ import {
   rdi,
   rsi,
 } from './general-assembler.ts';
-import type { InstructionSet } from './processor.ts';
+import { type InstructionSet, widthOf } from './processor.ts';
 import { BinaryExponential, emitEverywhere } from './vector-math.ts';
 
 /** Of keys that are not seen. */
@@ -53,7 +53,7 @@ export abstract class AttentionSoftmax {
   constructor(form: AttentionForm, instructions: InstructionSet) {
     assert(hasAttentionCode(form));
     this.form = form;
-    this.width = instructions === 'avx512' ? 64 : 32;
+    this.width = widthOf(instructions);
     this.chunkKeys = chunkKeysOf(this.width);
     this.work = layOutWork(form.shape.headDim).work;
   }

@@ -82,7 +82,7 @@ export function blockProductCode({ stored, wide }: ProductForm, instructions: In
   const saved = [rbx, rbp, r12, r13, r14, r15];
   const rowBytes = form.blocks * form.blockSize;
   const rowFactBytes = form.blocks * factBytes;
-  for (const register of saved) code.push(register);
+  code.save(saved);
   code.push(rdi);
   tiles.begin();
   code.copy(rax, rdi);
@@ -138,7 +138,7 @@ export function blockProductCode({ stored, wide }: ProductForm, instructions: In
   code.jumpIf('notEqual', next);
   code.zeroUpper();
   code.pop(rdi);
-  for (const register of saved.reverse()) code.pop(register);
+  code.restore(saved);
   code.return();
   return code.finish();
 }

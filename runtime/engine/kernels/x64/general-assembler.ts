@@ -52,6 +52,24 @@ export class GeneralAssembler {
     this.emit(...(register >= 8 ? [0x41] : []), 0x58 | (register & 7));
   }
 
+  /** Pushes registers, for `restore`. */
+  save(registers: readonly number[]): void {
+    for (const register of registers) this.push(register);
+  }
+
+  restore(registers: readonly number[]): void {
+    for (const register of registers.toReversed()) this.pop(register);
+  }
+
+  /** The register becomes `most` if it was more, without a sign. */
+  limit(register: number, most: number): void {
+    const within = new Label();
+    this.compare(register, most);
+    this.jumpIf('belowOrEqual', within);
+    this.set(register, most);
+    this.bind(within);
+  }
+
   copy(to: number, from: number): void {
     this.#general(0x89, from, to);
   }

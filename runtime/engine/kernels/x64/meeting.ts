@@ -27,9 +27,9 @@ import {
   rdx,
   rsi,
 } from './general-assembler.ts';
-import type { InstructionSet } from './processor.ts';
+import { type InstructionSet, widthOf } from './processor.ts';
 import { word } from './row-gather.ts';
-import { type AddNormForm, addNormPlaces, emitAddNorm, widthOf } from './rows.ts';
+import { type AddNormForm, addNormPlaces, emitAddNorm } from './rows.ts';
 
 /** A reduction's node on one rank. */
 export interface ReduceForm {
@@ -162,7 +162,7 @@ class Reduction {
   }
 
   begin(): void {
-    for (const register of saved) this.#code.push(register);
+    this.#code.save(saved);
     this.#code.copy(rbx, rdi);
   }
 
@@ -172,7 +172,7 @@ class Reduction {
     code.zeroUpper();
     code.set(rax, 0);
     code.bind(this.#return);
-    for (const register of saved.toReversed()) code.pop(register);
+    code.restore(saved);
     code.return();
     this.#emitBarrier();
   }

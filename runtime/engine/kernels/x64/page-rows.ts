@@ -5,9 +5,9 @@
 
 import type { Assembler } from './assembler.ts';
 import { attendsInIntegers } from './attention.ts';
-import { type AttentionForm, elementBytes } from './attention-form.ts';
+import { type AttentionForm, elementBytes, headLayout } from './attention-form.ts';
 import { at, type Memory, rax, rbp, rcx, rdx, rsi } from './general-assembler.ts';
-import type { InstructionSet } from './processor.ts';
+import { type InstructionSet, widthOf } from './processor.ts';
 import { emitEverywhere } from './vector-math.ts';
 
 /** These vectors, and rax, are changed. */
@@ -18,9 +18,7 @@ export class PageRows {
   readonly #form: AttentionForm;
   readonly #width: 32 | 64;
   readonly #fours: boolean;
-  /** Bytes of a head's keys in a page, and of all that a page has of a head. */
-  readonly #keyBytes: number;
-  readonly headBytes: number;
+  readonly head: ReturnType<typeof headLayout>;
 
   /** What lies at rsi: a head of keys, then how many bits a byte of a token's values moves up within its four. */
   static workBytes(headDim: number): number {
@@ -28,13 +26,11 @@ export class PageRows {
   }
 
   constructor(code: Assembler, form: AttentionForm, instructions: InstructionSet) {
-    const { shape, blockTokens, dtype } = form;
     this.#code = code;
     this.#form = form;
-    this.#width = instructions === 'avx512' ? 64 : 32;
+    this.#width = widthOf(instructions);
     this.#fours = attendsInIntegers(form, instructions);
-    this.#keyBytes = shape.headDim * blockTokens * elementBytes[dtype];
-    this.headBytes = 2 * this.#keyBytes + (dtype === 'int8' ? 8 * blockTokens : 0);
+    this.head = headLayout(form);
   }
 
   get #shift(): Memory {
@@ -58,11 +54,11 @@ export class PageRows {
       code.multiply(rdx, rdx, shape.headDim * 4);
     } else code.multiply(rdx, rax, shape.headDim * element);
     code.addRegister(rdx, rbp);
-    code.add(rdx, this.#keyBytes);
+    code.add(rdx, this.head.keys);
     if (dtype !== 'int8') return;
     code.shiftLeft(rax, 2);
     code.addRegister(rbp, rax);
-    code.add(rbp, 2 * this.#keyBytes);
+    code.add(rbp, this.head.scales);
   }
 
   /** Stores the keys at rsi, which are overwritten, and the values at `values`. */

@@ -28,6 +28,9 @@ export function availableInstructionSets(): readonly InstructionSet[] {
   return available;
 }
 
+/** Bytes of its vectors. */
+export const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
+
 /** Undefined: portable kernels. Throws SluiceError `device_unavailable` for a set that the processor lacks. */
 export function chooseInstructionSet(wish: CpuKernels): InstructionSet | undefined {
   const sets = availableInstructionSets();

@@ -38,7 +38,7 @@ export interface ProductNode {
 export function productNodeCode(node: ProductNode): Uint8Array {
   const code = new Assembler();
   const saved = [rbx, r12, r13, r14];
-  for (const register of saved) code.push(register);
+  code.save(saved);
   code.copy(rbx, rdi);
   code.loadQuad(r12, at(rbx, word('rows')));
   code.loadQuad(r13, input(0));
@@ -56,7 +56,7 @@ export function productNodeCode(node: ProductNode): Uint8Array {
   emitPasses(code, node, node.way);
   code.bind(end);
   code.set(rax, 0);
-  for (const register of saved.reverse()) code.pop(register);
+  code.restore(saved);
   code.return();
   return code.finish();
 }
@@ -77,13 +77,10 @@ function emitPasses(
     code.setQuad(rax, address);
     code.loadQuad(to, at(rax));
   };
-  const [pass, whole, done] = [new Label(), new Label(), new Label()];
+  const [pass, done] = [new Label(), new Label()];
   code.bind(pass);
   code.copy(rcx, r12);
-  code.compare(rcx, passRows);
-  code.jumpIf('belowOrEqual', whole);
-  code.set(rcx, passRows);
-  code.bind(whole);
+  code.limit(rcx, passRows);
   code.copy(rdi, r13);
   cell(rsi, cells.values);
   cell(rdx, cells.facts);

@@ -19,7 +19,7 @@ export function rowChainCode(): Uint8Array {
   const place = (name: keyof typeof rowChainWords) => at(rbx, 8 * rowChainWords[name]);
   // With the return address and one more than is saved the stack is aligned for calls.
   const saved = [rbx, r12, r13, r14, r14];
-  for (const register of saved) code.push(register);
+  code.save(saved);
   code.copy(rbx, rdi);
   code.loadQuad(r13, place('rows'));
   code.loadQuad(r14, place('count'));
@@ -37,7 +37,7 @@ export function rowChainCode(): Uint8Array {
   code.jumpIf('notEqual', next);
   code.bind(end);
   code.storeQuadword(place('status'), rax);
-  for (const register of saved.toReversed()) code.pop(register);
+  code.restore(saved);
   code.return();
   return code.finish();
 }

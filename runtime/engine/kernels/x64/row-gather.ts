@@ -22,7 +22,7 @@ export function rowGatherCode(functions: GatherFunctions): Uint8Array {
   const code = new Assembler();
   // An odd number of registers keeps the stack aligned for calls.
   const saved = [rbx, rbp, r12, r13, r14];
-  for (const register of saved) code.push(register);
+  code.save(saved);
   const end = new Label();
   code.copy(rbx, rdi);
   code.copy(r12, rsi);
@@ -79,7 +79,7 @@ export function rowGatherCode(functions: GatherFunctions): Uint8Array {
   code.loadQuad(rax, at(rbx, word('run')));
   code.callAddress(rax);
   code.bind(end);
-  for (const register of saved.reverse()) code.pop(register);
+  code.restore(saved);
   code.return();
   return code.finish();
 }

@@ -4,11 +4,9 @@
  */
 import { Assembler } from './assembler.ts';
 import { at, Label, r8, r9, rax, rcx, rdi, rdx, rsi } from './general-assembler.ts';
-import type { InstructionSet } from './processor.ts';
+import { type InstructionSet, widthOf } from './processor.ts';
 import { word } from './row-gather.ts';
 import { emitEverywhere, emitExponential } from './vector-math.ts';
-
-export const widthOf = (instructions: InstructionSet): 32 | 64 => (instructions === 'avx512' ? 64 : 32);
 
 export interface AddNormForm {
   readonly columns: number;
