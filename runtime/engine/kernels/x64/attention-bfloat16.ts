@@ -26,8 +26,6 @@ import {
 import { BinaryExponential } from './vector-math.ts';
 
 const registers = { vector: 24, factor: 28 } as const;
-/** Vectors of sums that there are registers for. */
-const sums = 24;
 const one = 0x3f80;
 /** Rows for which packing would take longer than what it saves. */
 const directRows = 6;
@@ -50,7 +48,7 @@ export class Bfloat16Attention extends AttentionPacking {
   }
 
   #vectors(rows: number, most: number): number {
-    return [4, 2].find((count) => count * rows <= sums && most % count === 0) ?? 1;
+    return this.vectorsAtOnce(rows, most, [4, 2]);
   }
 
   protected override scores(rows: number): void {
@@ -90,7 +88,7 @@ export class Bfloat16Attention extends AttentionPacking {
   }
 
   #spanScores(rows: number): void {
-    const { code, work, chunkKeys } = this;
+    const { code, chunkKeys } = this;
     const { blockTokens } = this.form;
     const vectors = this.#vectors(rows, Math.min(blockTokens, chunkKeys) / 16);
     const element = elementBytes[this.form.dtype];
@@ -99,18 +97,32 @@ export class Bfloat16Attention extends AttentionPacking {
     code.addRegister(rax, rdx);
     code.multiply(r9, rbx, 4);
     code.addRegister(r9, rsi);
-    const next = new Label();
-    code.bind(next);
-    this.#dots(rows, vectors, 8 * row, (pair) => {
+    this.#everyScore(rows, vectors, { keyBytes: element, pairBytes: 8 * row }, (pair) => {
       const places = Array.from({ length: vectors }, (_, i) => at(r10, 2 * pair * row + i * 16 * element));
       this.loadPairs(registers.vector, places, row);
     });
-    for (let each = 0; each < rows; each++) {
+  }
+
+  /**
+   * Scores of the rbp keys at rax, some vectors at a time, which go to work.scores after r9. From one key to the next are
+   * `keyBytes`, from four pairs of dimensions to the next four `pairBytes`.
+   */
+  #everyScore(
+    rows: number,
+    vectors: number,
+    { keyBytes, pairBytes }: { readonly keyBytes: number; readonly pairBytes: number },
+    load: (pair: number) => void,
+  ): void {
+    const { code, work, chunkKeys } = this;
+    const next = new Label();
+    code.bind(next);
+    this.#dots(rows, vectors, pairBytes, load);
+    for (let row = 0; row < rows; row++) {
       for (let vector = 0; vector < vectors; vector++) {
-        code.store(64, at(r9, work.scores + each * chunkKeys * 4 + vector * 64), each * vectors + vector);
+        code.store(64, at(r9, work.scores + row * chunkKeys * 4 + vector * 64), row * vectors + vector);
       }
     }
-    code.add(rax, vectors * 16 * element);
+    code.add(rax, vectors * 16 * keyBytes);
     code.add(r9, vectors * 64);
     code.subtract(rbp, vectors * 16);
     code.jumpIf('above', next);
@@ -137,28 +149,17 @@ export class Bfloat16Attention extends AttentionPacking {
   }
 
   #packedScores(rows: number): void {
-    const { code, work, chunkKeys } = this;
+    const { code, chunkKeys } = this;
     const vectors = this.#vectors(rows, chunkKeys / 16);
     this.pack();
     this.packedChunk(rax);
-    code.address(r9, at(rsi, work.scores));
+    code.copy(r9, rsi);
     code.copy(rbp, r14);
-    const next = new Label();
-    code.bind(next);
-    this.#dots(rows, vectors, 16 * chunkKeys, (pair) => {
+    this.#everyScore(rows, vectors, { keyBytes: 4, pairBytes: 16 * chunkKeys }, (pair) => {
       for (let vector = 0; vector < vectors; vector++) {
         code.load(64, registers.vector + vector, at(r10, pair * chunkKeys * 4 + vector * 64));
       }
     });
-    for (let row = 0; row < rows; row++) {
-      for (let vector = 0; vector < vectors; vector++) {
-        code.store(64, at(r9, row * chunkKeys * 4 + vector * 64), row * vectors + vector);
-      }
-    }
-    code.add(rax, vectors * 64);
-    code.add(r9, vectors * 64);
-    code.subtract(rbp, vectors * 16);
-    code.jumpIf('above', next);
   }
 
   /** Adds to each row's sums what the pair at `factor` makes of the vectors. */
@@ -197,10 +198,6 @@ export class Bfloat16Attention extends AttentionPacking {
     });
   }
 
-  protected override chunkFactors(): void {
-    // Weights are relative to the maxima so far, so there are none.
-  }
-
   /** Outputs, times their factors, in registers, a few columns at a time. */
   #everyColumn(rows: number, add: (first: number, vectors: number) => void): void {
     const { code, work } = this;
@@ -229,25 +226,15 @@ export class Bfloat16Attention extends AttentionPacking {
     code.add(r10, this.head.keys + first * 16 * element);
     code.multiply(r11, rbx, 2);
     code.addRegister(r11, rsi);
-    const [next, last, done] = [new Label(), new Label(), new Label()];
-    const pair = (both: boolean): void => {
+    const steps = [
+      [r10, 2 * row],
+      [r11, 4],
+    ] as const;
+    this.everyPair(steps, (both) => {
       const places = Array.from({ length: vectors }, (_, i) => at(r10, i * 16 * element));
       this.loadPairs(registers.vector, places, both ? row : undefined);
       this.#multiplyAdd(rows, vectors, (each) => at(r11, work.scores + each * chunkKeys * 4));
-    };
-    code.bind(next);
-    code.compare(rbp, 2);
-    code.jumpIf('below', last);
-    pair(true);
-    code.add(r10, 2 * row);
-    code.add(r11, 4);
-    code.subtract(rbp, 2);
-    code.jump(next);
-    code.bind(last);
-    code.compare(rbp, 0);
-    code.jumpIf('equal', done);
-    pair(false);
-    code.bind(done);
+    });
   }
 
   #packedValues(rows: number, first: number, vectors: number): void {

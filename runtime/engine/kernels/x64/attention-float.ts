@@ -56,18 +56,12 @@ export class FloatAttention extends AttentionSkeleton {
     });
   }
 
-  protected override chunkFactors(): void {
-    // Weights are relative to the maxima so far, so there are none.
-  }
-
   private get element(): number {
     return elementBytes[this.form.dtype];
   }
 
-  /** How many vectors `rows` rows take at once, of `most`. */
   private vectors(rows: number, most: number): number {
-    const [limit, sums] = this.width === 64 ? [4, 24] : [2, 12];
-    return [4, 3, 2].find((count) => count <= limit && count * rows <= sums && most % count === 0) ?? 1;
+    return this.vectorsAtOnce(rows, most, this.width === 64 ? [4, 3, 2] : [2]);
   }
 
   private loadElements(to: number, from: Memory): void {

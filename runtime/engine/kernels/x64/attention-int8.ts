@@ -90,7 +90,7 @@ export class Int8Attention extends AttentionSkeleton {
     const { headDim } = this.form.shape;
     const { blockTokens } = this.form;
     const most = Math.min(blockTokens, chunkKeys) / 16;
-    const vectors = [4, 2].find((count) => count * rows <= 24 && most % count === 0) ?? 1;
+    const vectors = this.vectorsAtOnce(rows, most, [4, 2]);
     const keys = vectors * 16;
     code.broadcastConstant(64, registers.sign, signs);
     code.copy(rax, rcx);
@@ -215,7 +215,7 @@ export class Int8Attention extends AttentionSkeleton {
     const { code, work, chunkKeys } = this;
     const { headDim } = this.form.shape;
     const columns = headDim / 16;
-    const vectors = [4, 2].find((count) => count * rows <= 24 && columns % count === 0) ?? 1;
+    const vectors = this.vectorsAtOnce(rows, columns, [4, 2]);
     const sum = (row: number, vector: number): number => row * vectors + vector;
     for (let first = 0; first < columns; first += vectors) {
       for (let i = 0; i < rows * vectors; i++) code.binary(64, 'pxor', i, i, i);

@@ -196,24 +196,35 @@ export abstract class AttentionPacking extends AttentionSkeleton {
     code.multiply(r9, rcx, headDim * element);
     code.addRegister(r9, rdx);
     code.add(r9, this.head.keys);
-    const [next, last, done] = [new Label(), new Label(), new Label()];
-    const pack = (both: boolean): void => {
+    const steps = [
+      [r8, headDim * 4],
+      [r9, 2 * headDim * element],
+    ] as const;
+    this.everyPair(steps, (both) => {
       for (let column = 0; column < headDim; column += 16) {
         this.#packPair(at(r9, column * element), both ? headDim * element : undefined, at(r8, column * 4));
       }
-    };
+    });
+  }
+
+  /** The rbp tokens two by two, then what may be left alone; the registers move on by their steps after each two. */
+  protected everyPair(
+    steps: readonly (readonly [register: number, bytes: number])[],
+    each: (both: boolean) => void,
+  ): void {
+    const { code } = this;
+    const [next, last, done] = [new Label(), new Label(), new Label()];
     code.bind(next);
     code.compare(rbp, 2);
     code.jumpIf('below', last);
-    pack(true);
-    code.add(r8, headDim * 4);
-    code.add(r9, 2 * headDim * element);
+    each(true);
+    for (const [register, bytes] of steps) code.add(register, bytes);
     code.subtract(rbp, 2);
     code.jump(next);
     code.bind(last);
     code.compare(rbp, 0);
     code.jumpIf('equal', done);
-    pack(false);
+    each(false);
     code.bind(done);
   }
 }

@@ -252,6 +252,12 @@ export abstract class AttentionSkeleton extends AttentionSoftmax {
     });
   }
 
+  /** How many vectors `rows` rows take at once, of `most`: of these counts the first that there are registers for. */
+  protected vectorsAtOnce(rows: number, most: number, counts: readonly number[]): number {
+    const sums = this.width === 64 ? 24 : 12;
+    return counts.find((count) => count * rows <= sums && most % count === 0) ?? 1;
+  }
+
   /** Before the tiles of a slice and a KV head. */
   protected headStart(): void {}
   /** The query at rax becomes the tile's row; registers from rbx on, but for rcx and rdx, are free. */

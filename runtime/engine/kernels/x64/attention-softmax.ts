@@ -71,12 +71,19 @@ export abstract class AttentionSoftmax {
    * are at r10. May use r11, rax, rcx and vectors.
    */
   protected abstract weights(vectors: number): void;
-  /** What else becomes of maxima: the chunk's are in `chunk`, the new ones in `highest`, for the rows at `byte`. */
-  protected abstract chunkFactors(
-    registers: { readonly chunk: number; readonly highest: number; readonly free: readonly [number, number] },
-    exponential: BinaryExponential,
-    byte: number,
-  ): void;
+  /**
+   * What else becomes of maxima: the chunk's are in `chunk`, the new ones in `highest`, for the rows at `byte`. Nothing where
+   * weights are relative to the maxima so far.
+   */
+  protected chunkFactors(
+    _registers: {
+      readonly chunk: number;
+      readonly highest: number;
+      readonly free: readonly [number, number];
+    },
+    _exponential: BinaryExponential,
+    _byte: number,
+  ): void {}
 
   /** The softmax of the chunk at r12, of which r14 keys count. */
   protected callSoftmax(rows: number): void {
