@@ -251,7 +251,7 @@ describe('from start to end', () => {
 
   test('SIGTERM without a delay: requests are refused while the running ones finish', async () => {
     await using program = await ServeProcess.ready(['--shutdown-delay=0', '--shutdown-grace=600']);
-    const body = { model: 'tiny', prompt: 'x', max_tokens: 300, n: 16, stream: true, ...ignoreEos };
+    const body = { model: 'tiny', prompt: 'x', max_tokens: 900, n: 16, stream: true, ...ignoreEos };
     const long = await program.post('/v1/completions', body);
     program.kill('SIGTERM');
     await program.until('/readyz', 503);
@@ -264,7 +264,7 @@ describe('from start to end', () => {
 
   test('SIGTERM with a short grace: what still runs is cut, exit 0', async () => {
     await using program = await ServeProcess.ready(['--shutdown-delay=0', '--shutdown-grace=0']);
-    const body = { model: 'tiny', prompt: 'x', max_tokens: 500, n: 16, stream: true, ...ignoreEos };
+    const body = { model: 'tiny', prompt: 'x', max_tokens: 900, n: 16, stream: true, ...ignoreEos };
     const long = await program.post('/v1/completions', body);
     program.kill('SIGTERM');
     assert.doesNotMatch(await long.text(), /\[DONE\]/);
