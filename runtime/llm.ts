@@ -223,15 +223,11 @@ export class LLM {
   }
 
   #deliver({ prompts, tokens, failures }: LoopReport): void {
+    // A stream leaves the map with its last token.
+    const told = new Set([...prompts, ...tokens].map(({ handle }) => this.#streams.get(handle)));
     for (const prompt of prompts) this.#streams.get(prompt.handle)?.prompt(prompt);
-    const touched = new Set<GenerationStream>();
-    for (const token of tokens) {
-      const stream = this.#streams.get(token.handle);
-      if (stream === undefined) continue;
-      stream.token(token);
-      touched.add(stream);
-    }
-    for (const stream of touched) stream.deliver();
+    for (const token of tokens) this.#streams.get(token.handle)?.token(token);
+    for (const stream of told) stream?.deliver();
     for (const { handle, code, message, param } of failures) {
       const options = param === null ? {} : { param };
       this.#streams.get(handle)?.fail(new SluiceError(code, message, options));

@@ -36,6 +36,9 @@ export interface RunWish {
   readonly kvElementBytes?: number;
 }
 
+/** By how the cache keeps keys and values. */
+export const kvElementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
+
 export type PreflightCode = 'heads' | 'ranks' | 'encoding' | 'memory';
 
 export interface PreflightProblem {

@@ -1,7 +1,8 @@
 /** Measured speeds as a table on the terminal, and as the table and the SVG chart of docs/benchmarks.md. */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import path from 'node:path';
+import { writeSection } from '../docs-section.ts';
 
 export interface Named {
   readonly name: string;
@@ -77,16 +78,9 @@ function chart(engines: readonly Named[], measured: readonly Measured[]): string
   return `${parts.join('\n')}\n</svg>\n`;
 }
 
-const begin = '<!-- peers: written by npm run bench -- peers --write -->';
-const end = '<!-- end of peers -->';
-
 export function writeReport(engines: readonly Named[], measured: readonly Measured[]): void {
-  const file = path.join(docs, 'benchmarks.md');
-  const text = readFileSync(file, 'utf8');
   const cores = cpus();
-  const section = [
-    begin,
-    '',
+  writeSection('peers', [
     `${cores[0]?.model ?? 'unknown processor'}, ${cores.length} cores, Node ${process.version}. SmolLM2-135M-Instruct, Q4_1; medians of`,
     `${measured[0]?.speeds[0]?.length ?? 0} rounds in which the engines take turns.`,
     '',
@@ -95,12 +89,6 @@ export function writeReport(engines: readonly Named[], measured: readonly Measur
     '![speeds, longer is faster](benchmarks.svg)',
     '',
     ...descriptions(engines),
-    '',
-    end,
-  ].join('\n');
-  const from = text.indexOf(begin);
-  const to = text.indexOf(end);
-  if (from < 0 || to < 0) throw new Error(`${file} lacks the lines between which the table goes`);
-  writeFileSync(file, text.slice(0, from) + section + text.slice(to + end.length));
+  ]);
   writeFileSync(path.join(docs, 'benchmarks.svg'), chart(engines, measured));
 }

@@ -3,7 +3,7 @@
  * against it, in words, before a pod is made. Pure; the judgement is the runtime's own. What is not known stands against
  * nothing: then it is tried.
  */
-import { type CheckpointFacts, preflight, type RunWish } from '../../runtime/preflight.ts';
+import { type CheckpointFacts, kvElementBytes, preflight, type RunWish } from '../../runtime/preflight.ts';
 import type { InferenceServiceSpec, ResolvedModel } from '../api/inference-service.ts';
 import type { AnyObject } from '../api/objects.ts';
 import { runtimeContainer } from '../resources/pod-template.ts';
@@ -25,13 +25,11 @@ export function preflightProblems(
     ranks: Math.max(1, gpus),
     ...(encoding === undefined ? {} : { encoding }),
     ...(kvBytes === undefined ? {} : { kvBytes }),
-    ...(kvCacheDtype === undefined ? {} : { kvElementBytes: elementBytes[kvCacheDtype] }),
+    ...(kvCacheDtype === undefined ? {} : { kvElementBytes: kvElementBytes[kvCacheDtype] }),
     ...(gpus === 0 ? hostMemory(spec) : gpuMemory(spec, nodes)),
   };
   return preflight(facts, wish).map(({ message }) => message);
 }
-
-const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
 type Memory = Pick<RunWish, 'memoryBytes' | 'memorySource' | 'device'>;
 

@@ -8,7 +8,7 @@ import { availableBytes } from '../engine/kv-size.ts';
 import { SluiceError } from '../errors.ts';
 import { LLM } from '../llm.ts';
 import { parseModel } from '../models/registry.ts';
-import { preflight } from '../preflight.ts';
+import { kvElementBytes, preflight } from '../preflight.ts';
 import type { SamplingParameters } from '../sampling/parameters.ts';
 import type { Backend, LoadingProgress } from '../serve/backend.ts';
 import { Intake } from '../serve/prepare/intake.ts';
@@ -173,8 +173,6 @@ function checkWish(checkpoint: Checkpoint, config: RuntimeConfig): void {
     `${checkpoint.path} cannot be run${wishes}: ${problems.map(({ message }) => message).join('; ')}`,
   );
 }
-
-const kvElementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
 /** generation_config.json's names for what a request may leave open. */
 const samplingNames = {

@@ -14,8 +14,8 @@ import { isQuantized } from '../weights/checkpoint.ts';
 import { type Collective, SoloCollective } from './collective/collective.ts';
 import { shareMemory, ThreadCollective } from './collective/thread-collective.ts';
 import type { Engine, EngineInfo, LoadProgress, OnRow, StepBatch } from './engine.ts';
+import type { KvDType } from './kernels/attention-reference.ts';
 import { type LogitsTile, shareTile } from './kernels/logits-tile.ts';
-import type { KvDType } from './kernels/paged-attention.ts';
 import { hasAttentionCode } from './kernels/x64/attention-form.ts';
 import { attendsInBfloat16, type CpuKernels, chooseInstructionSet } from './kernels/x64/processor.ts';
 import { availableBytes, chooseBlockCount } from './kv-size.ts';
@@ -92,11 +92,14 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   });
   const quantizedCompute = options.quantizedCompute ?? 'int8';
   const instructions = chooseInstructionSet(options.cpuKernels ?? 'auto') ?? null;
-  const inBfloat16 = isQuantized(checkpoint) && attendsInBfloat16(quantizedCompute, instructions);
-  const { heads, headDim, attentionSoftcap: softcap } = spec;
-  const byCode = hasAttentionCode({ shape: { heads, headDim, softcap: softcap ?? 0 }, blockTokens });
+  const { heads, headDim, attentionSoftcap } = spec;
+  const shape = { heads, headDim, softcap: attentionSoftcap ?? 0 };
+  const inBfloat16 =
+    isQuantized(checkpoint) &&
+    attendsInBfloat16(quantizedCompute, instructions) &&
+    hasAttentionCode({ shape, blockTokens });
   // Rounded when they are multiplied or when they are kept, they are the same numbers.
-  const kvDType = options.kvDType ?? (inBfloat16 && byCode ? 'bfloat16' : 'float32');
+  const kvDType = options.kvDType ?? (inBfloat16 ? 'bfloat16' : 'float32');
   const load: RankLoad = {
     checkpoint: options.checkpoint,
     ranks,

@@ -5,6 +5,7 @@
 
 import type { LogitsRow, Weighing } from '../logits.ts';
 import type { RopeSpec } from '../models/rope.ts';
+import type { KvDType } from './kernels/attention-reference.ts';
 
 /** One sequence's share of a step. */
 export interface StepSlice {
@@ -57,7 +58,7 @@ export interface EngineInfo {
   readonly ranks: number;
   readonly kvBytes: number;
   /** How keys and values are kept. */
-  readonly kvDType: 'float32' | 'bfloat16' | 'int8';
+  readonly kvDType: KvDType;
   /** Of the weights as the checkpoint stores them. */
   readonly weightBytes: number;
   /** Of the int8 copy of the weights for steps of many rows; 0 without one. */

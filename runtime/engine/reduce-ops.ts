@@ -4,7 +4,7 @@
  */
 import { machineCodeColumns } from '../models/prepare.ts';
 import { addressOf, copyMemory, type Pointer } from '../ort/library.ts';
-import { placeCode } from '../ort/native-code.ts';
+import { PlacedCode } from '../ort/native-code.ts';
 import { defineRowOp, type RowKernel, type RowOp, type RowPlaces } from '../ort/row-op.ts';
 import type { Collective } from './collective/collective.ts';
 import { allReduceCode, allReduceNormCode } from './kernels/x64/meeting.ts';
@@ -13,13 +13,7 @@ import type { InstructionSet } from './kernels/x64/processor.ts';
 /** `instructions` null: no machine code. */
 export function reduceOps(collective: Collective, instructions: InstructionSet | null): RowOp[] {
   const { rank, ranks, meeting } = collective;
-  const placed = new Map<string, Pointer>();
-  const coded = (form: object, make: () => Uint8Array): RowKernel['run'] => {
-    const key = JSON.stringify(form);
-    const known = placed.get(key) ?? placeCode(make());
-    placed.set(key, known);
-    return known;
-  };
+  const placed = new PlacedCode();
   const byCopies = copiedSum(collective);
   return [
     defineRowOp({
@@ -32,7 +26,7 @@ export function reduceOps(collective: Collective, instructions: InstructionSet |
         if (instructions === null || meeting === undefined || columns % machineCodeColumns !== 0) {
           return { columns: [columns], run: (places) => byCopies(places, form) };
         }
-        const run = coded(form, () => allReduceCode(form, meeting, instructions));
+        const run = placed.once('sum', form, () => allReduceCode(form, meeting, instructions));
         return { columns: [columns], run, assist: meeting.assist };
       },
     }),
@@ -53,7 +47,7 @@ export function reduceOps(collective: Collective, instructions: InstructionSet |
                 contributes: contributes === 1,
                 split: split === 1,
               };
-              const run = coded(form, () => allReduceNormCode(form, meeting, instructions));
+              const run = placed.once('norm', form, () => allReduceNormCode(form, meeting, instructions));
               return { columns: [columns, columns], run, assist: meeting.assist };
             },
           }),

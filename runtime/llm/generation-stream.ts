@@ -22,7 +22,7 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
   readonly #choices: ChoiceText[];
   readonly #bestOf: BestOf | undefined;
   readonly #events: GenerationEvent[] = [];
-  #readers: PromiseWithResolvers<IteratorResult<GenerationEvent, undefined>>[] = [];
+  readonly #readers: PromiseWithResolvers<IteratorResult<GenerationEvent, undefined>>[] = [];
   #state: 'open' | 'ended' = 'open';
   #error: Error | undefined;
 
@@ -41,10 +41,9 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
   prompt({ cachedTokens, queuedMs, promptLogprobs }: PromptReport): void {
     const event = { type: 'prompt' as const, cachedTokens, queuedMs };
     this.#emit(promptLogprobs === undefined ? event : { ...event, promptLogprobs });
-    this.deliver();
   }
 
-  /** Tokens that are reported together become one event: they reach the reader when `deliver` is called. */
+  /** As `prompt`: what is reported together reaches the reader when `deliver` is called, tokens as one event. */
   token(report: TokenReport): void {
     const choice = this.#choices[report.choice]!;
     if (this.#state === 'ended' || choice.ended) return;
@@ -102,13 +101,10 @@ export class GenerationStream implements AsyncIterableIterator<GenerationEvent> 
 
   /** Gives the readers that wait what there is. */
   deliver(): void {
-    while (this.#readers.length > 0 && this.#events.length > 0) {
-      this.#readers.shift()!.resolve({ done: false, value: this.#events.shift()! });
+    while (this.#readers.length > 0 && (this.#events.length > 0 || this.#state === 'ended')) {
+      const reader = this.#readers.shift()!;
+      this.next().then(reader.resolve, reader.reject);
     }
-    if (this.#state === 'open') return;
-    const readers = this.#readers;
-    this.#readers = [];
-    for (const reader of readers) this.next().then(reader.resolve, reader.reject);
   }
 
   #emit(event: GenerationEvent): void {

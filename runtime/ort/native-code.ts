@@ -33,3 +33,16 @@ export function placeCode(code: Uint8Array): Pointer {
   }
   return address;
 }
+
+/** Code that is placed once for each form that it is made for. */
+export class PlacedCode {
+  readonly #places = new Map<string, Pointer>();
+
+  /** `name` is what `make` makes for the form, which is plain data. */
+  once(name: string, form: object, make: () => Uint8Array): Pointer {
+    const key = `${name} ${JSON.stringify(form)}`;
+    const place = this.#places.get(key) ?? placeCode(make());
+    this.#places.set(key, place);
+    return place;
+  }
+}

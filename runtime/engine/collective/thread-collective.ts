@@ -162,29 +162,26 @@ export class ThreadCollective implements Collective {
       Atomics.notify(words, generationWord);
       return;
     }
-    // Who comes last may be machine code, which has sleepers woken only where there are some.
-    Atomics.add(words, sleepersWord, 1);
-    try {
-      this.#barrierWaiter.wait(generationWord, generation, this.#check, aliveCheckMs);
-    } finally {
-      Atomics.sub(words, sleepersWord, 1);
-    }
+    this.#outlast(generation, 'wait');
     if (Atomics.load(words, failedWord) !== 0) this.#throwFailure();
+  }
+
+  /** Returns when the generation is over; `sleep`: spinning has been in vain. */
+  #outlast(generation: number, how: 'wait' | 'sleep'): void {
+    // Who comes last may be machine code, which has sleepers woken only where there are some.
+    Atomics.add(this.#words, sleepersWord, 1);
+    try {
+      this.#barrierWaiter[how](generationWord, generation, this.#check, aliveCheckMs);
+    } finally {
+      Atomics.sub(this.#words, sleepersWord, 1);
+    }
   }
 
   #assist(): void {
     const words = this.#words;
     const left = words[this.#own + rankPlace.left / 4]!;
-    if (Atomics.load(words, generationWord) !== left) {
-      Atomics.notify(words, generationWord);
-    } else {
-      Atomics.add(words, sleepersWord, 1);
-      try {
-        this.#barrierWaiter.sleep(generationWord, left, this.#check, aliveCheckMs);
-      } finally {
-        Atomics.sub(words, sleepersWord, 1);
-      }
-    }
+    if (Atomics.load(words, generationWord) !== left) Atomics.notify(words, generationWord);
+    else this.#outlast(left, 'sleep');
     if (Atomics.load(words, failedWord) !== 0) this.#throwFailure();
   }
 

@@ -3,7 +3,7 @@
  * pool, which then says where its pages are. Must not know graphs.
  */
 import { addressOf, type Pointer } from '../../ort/library.ts';
-import { placeCode } from '../../ort/native-code.ts';
+import { PlacedCode, placeCode } from '../../ort/native-code.ts';
 import type { AttentionShape } from './attention-reference.ts';
 import { attendsInIntegers, attentionCode } from './x64/attention.ts';
 import {
@@ -62,16 +62,7 @@ export class AttentionNodes {
     const bytes = forms.map((form) => Math.max(attentionWorkBytes(form), prepareWorkBytes(form)));
     this.#work = new Uint8Array(new SharedArrayBuffer(Math.max(0, ...bytes) + 64));
     const work = (addressOf(this.#work) + 63n) & ~63n;
-    const placed = new Map<string, Pointer>();
-    const once = (
-      form: AttentionForm,
-      make: (form: AttentionForm, instructions: InstructionSet) => Uint8Array,
-    ): Pointer => {
-      const key = `${make.name} ${JSON.stringify(form)}`;
-      const known = placed.get(key) ?? placeCode(make(form, instructions));
-      placed.set(key, known);
-      return known;
-    };
+    const placed = new PlacedCode();
     this.#nodes = forms.map((form): Node | undefined => {
       if (!hasAttentionCode(form)) return undefined;
       const prepareWords = new BigUint64Array(prepareArgumentWords);
@@ -80,8 +71,8 @@ export class AttentionNodes {
       attendWords[attentionArguments.work] = work;
       const code = placeCode(
         attentionNodeCode({
-          prepare: once(form, prepareCode),
-          attend: once(form, attentionCode),
+          prepare: placed.once('prepare', form, () => prepareCode(form, instructions)),
+          attend: placed.once('attend', form, () => attentionCode(form, instructions)),
           prepareWords: addressOf(prepareWords),
           attendWords: addressOf(attendWords),
         }),

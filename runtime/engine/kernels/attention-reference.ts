@@ -3,6 +3,10 @@
  * kernel with it. Enters: every sequence's keys and values so far, as rows. Leaves: rows of outputs.
  */
 
+/** Bytes of an element of keys and values as pages keep them. */
+export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
+export type KvDType = keyof typeof elementBytes;
+
 export interface AttentionShape {
   readonly heads: number;
   readonly kvHeads: number;

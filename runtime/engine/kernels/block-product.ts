@@ -3,7 +3,7 @@
  * address of a node's kernel leaves. Must not know graphs.
  */
 import { addressOf, type Pointer } from '../../ort/library.ts';
-import { placeCode } from '../../ort/native-code.ts';
+import { PlacedCode, placeCode } from '../../ort/native-code.ts';
 import { type GroupForm, groupBytesOf, groupOutputs, groupsOf } from '../../weights/column-groups.ts';
 import { blockProductCode, type ProductForm, productArguments } from './x64/block-product.ts';
 import { wideFormOf } from './x64/group-expansion.ts';
@@ -33,7 +33,7 @@ export interface BlockMatrix {
 /** The products of one thread: functions by their form, and room for quantized rows, are shared. */
 export class BlockProducts {
   readonly #instructions: InstructionSet;
-  readonly #placed = new Map<string, Pointer>();
+  readonly #placed = new PlacedCode();
   readonly #room = { values: new Room(), facts: new Room(), expanded: new Room() };
   /** Arguments of the parts, read by their address. */
   readonly #arguments: BigUint64Array[] = [];
@@ -74,6 +74,7 @@ export class BlockProducts {
   }
 
   #way(inputs: number, form: ProductForm): ProductWay {
+    const [placed, instructions] = [this.#placed, this.#instructions];
     const { blocks, blockSize, bits, twice = false } = form.wide ?? form.stored;
     const rowForm: RowForm = { inputs, blockSize, centre: 2 ** (bits - 1), twice };
     const rowBytes = blocks * blockSize;
@@ -85,8 +86,8 @@ export class BlockProducts {
     this.#room.facts.grow(passRows * blocks * factBytes);
     return {
       passRows,
-      quantize: this.#once(rowForm, quantizeRowsCode),
-      product: this.#once(form, blockProductCode),
+      quantize: placed.once('quantize', rowForm, () => quantizeRowsCode(rowForm, instructions)),
+      product: placed.once('product', form, () => blockProductCode(form, instructions)),
     };
   }
 
@@ -99,13 +100,6 @@ export class BlockProducts {
     words[productArguments.lastOutputs] = BigInt(2 ** (outputs - (groups - 1) * groupOutputs) - 1);
     this.#arguments.push(words);
     return addressOf(words);
-  }
-
-  #once<F extends object>(form: F, make: (form: F, instructions: InstructionSet) => Uint8Array): Pointer {
-    const key = `${make.name} ${JSON.stringify(form)}`;
-    const known = this.#placed.get(key) ?? placeCode(make(form, this.#instructions));
-    this.#placed.set(key, known);
-    return known;
   }
 }
 

@@ -8,12 +8,8 @@
 import assert from 'node:assert';
 import { addressOf, copyMemory, type Pointer } from '../../ort/library.ts';
 import type { AttentionNodes } from './attention-nodes.ts';
-import { type AttentionShape, headsOfKv } from './attention-reference.ts';
+import { type AttentionShape, elementBytes, headsOfKv, type KvDType } from './attention-reference.ts';
 import { createMemory, instantiateKernel, maximumMemoryBytes, reservedBytes } from './kernel-module.ts';
-
-export type KvDType = 'float32' | 'bfloat16' | 'int8';
-
-const elementBytes: Readonly<Record<KvDType, number>> = { float32: 4, bfloat16: 2, int8: 1 };
 
 export interface PagedAttentionOptions {
   /** What this rank holds of each layer; a layer without heads on this rank has heads 0. */

@@ -4,7 +4,7 @@
  * products round more than that, on processors that have the instruction.
  */
 
-import { elementBytes } from './attention-form.ts';
+import { elementBytes } from '../attention-reference.ts';
 import { AttentionPacking } from './attention-packing.ts';
 import {
   at,

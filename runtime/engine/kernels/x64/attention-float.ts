@@ -5,7 +5,7 @@
  * registers; fewer rows take more vectors, so that there are always enough sums in flight.
  */
 
-import { elementBytes } from './attention-form.ts';
+import { elementBytes } from '../attention-reference.ts';
 import { AttentionSkeleton } from './attention-skeleton.ts';
 import {
   at,

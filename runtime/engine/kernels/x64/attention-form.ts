@@ -3,12 +3,12 @@
  * that it works in. Sizes enter, places leave.
  */
 import { sliceWords } from '../../step-message.ts';
-import type { AttentionShape } from '../attention-reference.ts';
+import { type AttentionShape, elementBytes, type KvDType } from '../attention-reference.ts';
 
 export interface AttentionForm {
   readonly shape: AttentionShape;
   readonly blockTokens: number;
-  readonly dtype: 'float32' | 'bfloat16' | 'int8';
+  readonly dtype: KvDType;
   /** Products of bfloat16 (attention-bfloat16.ts), of sequences of at most so many keys; absent: as the dtype is. */
   readonly bfloat16Keys?: number;
 }
@@ -42,8 +42,6 @@ export const attentionSlots = {
   packedStep: 22,
 } as const;
 export const attentionArgumentWords = 24;
-
-export const elementBytes = { float32: 4, bfloat16: 2, int8: 1 } as const;
 
 /** Bytes of a head's keys in a page, of its keys and values, after which scales lie, and of all. */
 export function headLayout({ shape, blockTokens, dtype }: AttentionForm): {

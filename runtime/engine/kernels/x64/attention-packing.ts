@@ -5,7 +5,8 @@
  * it packed.
  */
 
-import { elementBytes, layOutWork, tileRows } from './attention-form.ts';
+import { elementBytes } from '../attention-reference.ts';
+import { layOutWork, tileRows } from './attention-form.ts';
 import { AttentionSkeleton } from './attention-skeleton.ts';
 import {
   at,

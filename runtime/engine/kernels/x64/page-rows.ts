@@ -3,9 +3,10 @@
  * layer's form enters, instructions leave. What is stored has the same bits as what ../wasm/attention.ts stores.
  */
 
+import { elementBytes } from '../attention-reference.ts';
 import type { Assembler } from './assembler.ts';
 import { attendsInIntegers } from './attention.ts';
-import { type AttentionForm, elementBytes, headLayout } from './attention-form.ts';
+import { type AttentionForm, headLayout } from './attention-form.ts';
 import { at, type Memory, rax, rbp, rcx, rdx, rsi } from './general-assembler.ts';
 import { type InstructionSet, widthOf } from './processor.ts';
 import { emitEverywhere } from './vector-math.ts';
