@@ -1,8 +1,5 @@
 /**
  * Attention in float32 over pages of any dtype (attention-skeleton.ts): keys and values become floats as they are loaded.
- *
- * Twelve query rows walk over a chunk together, with one or two vectors of keys or of values' columns, as there are
- * registers; fewer rows take more vectors, so that there are always enough sums in flight.
  */
 
 import { elementBytes } from '../attention-reference.ts';

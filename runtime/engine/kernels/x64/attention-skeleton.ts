@@ -5,8 +5,8 @@
  * ../wasm/attention.ts (FlashAttention's, arXiv 2205.14135): chunks of keys with a running maximum and sum. What a row
  * gives does not depend on the rows beside it.
  *
- * Twelve query rows walk over a chunk together, with one vector of keys or of values' columns; fewer rows take several
- * vectors, so that there are always enough sums in flight.
+ * Twelve query rows walk over a chunk together; fewer rows take more vectors of keys or of values' columns, so that there are
+ * always enough sums in flight.
  */
 import { headsOfKv } from '../attention-reference.ts';
 import { headLayout, sliceBytes, tileRows } from './attention-form.ts';
